@@ -1,0 +1,93 @@
+"""How networks and runs are saved: safetensors with a JSON header. No pickle is ever read."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from prunnet import hashing
+from prunnet.data.transforms import Preprocessing
+from prunnet.errors import CheckpointError
+from prunnet.nets import RetrievalNet
+
+NETWORK = "prunnet-network"
+TRAINING = "prunnet-training"
+
+
+def save_tensors(path: str | Path, tensors: dict[str, Tensor], kind: str, header: dict[str, Any]) -> None:
+    """Writes tensors and header under a temporary name, syncs, renames: a reader sees all of it or nothing."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(plain, temporary, metadata={"prunnet": hashing.canonical_json({"kind": kind, **header})})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, header) of a file of this kind; CheckpointError, in one line, for anything else."""
+    if not Path(path).is_file():
+        raise CheckpointError(f"checkpoint {str(path)!r} is not a file")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("prunnet", "{}"))
+            if not isinstance(header, dict) or header.get("kind") != kind:
+                found = header.get("kind") if isinstance(header, dict) else None
+                raise CheckpointError(f"{str(path)!r} is not a {kind} file (it says {found!r})")
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{str(path)!r} is not a whole safetensors file ({reason}); wanted a {kind} file") from None
+
+
+def network_sha(net: RetrievalNet) -> str:
+    """Hash of all parameters, scores and buffers, and of the network's description."""
+    arrays = {name: t.detach().cpu().contiguous().numpy() for name, t in net.state_dict().items()}
+    return hashing.of_json([net.spec, hashing.of_arrays(arrays)])
+
+
+def save_network(path: str | Path, net: RetrievalNet, preprocessing: Preprocessing, **header: Any) -> None:
+    """Saves a trained network: `header` may hold anything that JSON can."""
+    described = {"net": net.spec, "preprocessing": preprocessing.to_json(), "weights_sha": network_sha(net), **header}
+    save_tensors(path, net.state_dict(), NETWORK, described)
+
+
+def load_network(path: str | Path) -> tuple[RetrievalNet, dict[str, Any]]:
+    """(network, header) of a file that `save_network` wrote; CheckpointError for any other."""
+    tensors, header = load_tensors(path, NETWORK)
+    net = RetrievalNet(**header["net"])
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{str(path)!r} does not fit its own header: {' '.join(str(error).split())[:200]}") from None
+    if network_sha(net) != header["weights_sha"]:
+        raise CheckpointError(f"{str(path)!r}: the weights do not have the hash that the header names")
+    return net, header
+
+
+def save_training(folder: str | Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """A training state, one file in a checkpoint folder."""
+    save_tensors(Path(folder) / "state.safetensors", tensors, TRAINING, header)
+
+
+def load_training(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_training` wrote."""
+    return load_tensors(Path(folder) / "state.safetensors", TRAINING)
+
+
+def copy_into(parameter: Tensor, value: Tensor) -> None:
+    """Copies in place, whatever the memory formats."""
+    with torch.no_grad():
+        parameter.copy_(value)

@@ -1,0 +1,277 @@
+"""The recipe: typed, validated sections, read from YAML and changed by dotted overrides.
+
+`Recipe` = `data, model, train, sweep, cluster`. An unknown key fails and names the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from prunnet.errors import ConfigError, unknown
+from prunnet.hashing import of_json
+
+
+def check_capacity(value: float) -> float:
+    """`value` if 0 < value <= 1, else ConfigError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ConfigError(f"capacity {value!r} is not a number; valid: 0 < capacity <= 1")
+    if not 0.0 < value <= 1.0:
+        raise ConfigError(f"capacity {value!r} is out of range; valid: 0 < capacity <= 1")
+    return float(value)
+
+
+Capacity = Annotated[float, AfterValidator(check_capacity)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class DataConfig(Section):
+    """Which images, which classes are held out, and what the network sees of them."""
+
+    name: str = "glyphs"
+    root: str | None = None
+    """Folder (or .zip) of images; needed by `imagefolder`."""
+    image_size: Annotated[int, Field(ge=8)] = 32
+    """Pixels, side of the square that the network sees."""
+    resize: int | None = None
+    """Pixels of the shorter side before the crop to image_size; None: image_size, no crop."""
+    channels: Literal[1, 3] = 1
+    invert: bool = False
+    """Swap black and white, for dark ink on light paper."""
+    mean: float | None = None
+    """Pixel mean in [0, 1]; None: 0.5 (grey) or ImageNet's (colour)."""
+    std: float | None = None
+    seed: int = 0
+    images_per_class: Positive = 20
+    """glyphs only: images rendered a class."""
+    classes: Annotated[int, Field(ge=2)] = 400
+    """glyphs only: training classes (letters), at most."""
+    holdout: Literal["class", "top_folder", "list"] = "class"
+    """imagefolder only: what `test` and `validation` name: class folders, top folders, or text files with
+    one class folder a line."""
+    test: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+    test_fraction: Fraction = 0.2
+    """Share of classes (or top folders) drawn from the seed where `test` is empty."""
+    validation_fraction: Fraction = 0.1
+    protocol: Literal["leave_one_out", "query_gallery"] = "leave_one_out"
+    queries_per_class: Positive = 1
+    """query_gallery only: images of a class that become queries."""
+    skip_unreadable: bool = False
+    """Leave unreadable images out (counted and named) instead of stopping."""
+    rotate: float = 10.0
+    """Augmentation of training images: degrees, uniform in ±rotate."""
+    translate: float = 0.08
+    """Share of the side, uniform in ±translate."""
+    scale: float = 0.15
+    """Log-uniform in 1/(1 + scale) … 1 + scale."""
+    shear: float = 8.0
+    """Degrees, uniform in ±shear."""
+    flip: bool = False
+    """Horizontal flip of half of the training images; right for photographs, wrong for letters."""
+
+
+class ModelConfig(Section):
+    """The network: any timm backbone, neck and classifier."""
+
+    backbone: str = "resnet18"
+    options: dict[str, Any] = {}
+    """Keyword arguments for timm.create_model, such as {channels: [32, 64, 128, 256]}."""
+    embedding_dim: Positive = 256
+    stem: Literal["timm", "released"] = "timm"
+    """released: no max-pool after the stem, as in PrunNet's released ResNet-18."""
+    neck_norm: Literal["batch", "none"] = "batch"
+    checkpoint: str | None = None
+    """A trained network (model.safetensors of a run): sweep it instead of training one."""
+
+
+class TrainConfig(Section):
+    """How the network is trained (METHODS section 2)."""
+
+    method: str = "prunnet"
+    capacities: tuple[Capacity, ...] = (0.8, 0.6, 0.4, 0.2)
+    epochs: Positive = 10
+    batch_size: Positive = 64
+    """Images a step, over all workers."""
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    score_lr: float | None = None
+    """Learning rate of the scores; None: lr."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    schedule: Literal["constant", "step", "cosine"] = "cosine"
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (1 / 6, 1 / 3, 2 / 3)
+    """step only: shares of the training after which the rate falls to a tenth."""
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    clip_norm: Annotated[float, Field(gt=0)] = 100.0
+    label_smoothing: Fraction = 0.0
+    score_init: Literal["kaiming_uniform", "normal", "magnitude", "constant"] = "kaiming_uniform"
+    allocation: Literal["layer"] = "layer"
+    projection: Literal["none", "last", "sequential"] = "last"
+    block: Literal["kernel", "tensor"] = "kernel"
+    weighting: Literal["mean", "cosine"] = "cosine"
+    exponent: Annotated[float, Field(ge=0)] = 0.5
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast and channels-last where the CPU has bf16 instructions or there is a GPU."""
+    seed: int = 0
+    checkpoint_every_steps: int | None = Field(None, ge=1)
+    """Checkpoints inside an epoch too, beside the one at its end."""
+    checkpoint_every_minutes: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _capacities_are_distinct(self) -> TrainConfig:
+        if not self.capacities:
+            raise ConfigError("train.capacities is empty; valid: one or more numbers in (0, 1)")
+        if len(set(self.capacities)) != len(self.capacities) or 1.0 in self.capacities:
+            raise ConfigError(
+                f"train.capacities {list(self.capacities)} must be distinct and below 1.0: "
+                "the dense network is always trained beside them"
+            )
+        return self
+
+
+class SweepConfig(Section):
+    """Which capacities are cut from the trained network, and how they are tested."""
+
+    capacities: tuple[Capacity, ...] = (1.0, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
+    gallery: Literal["matrix", "dense"] = "matrix"
+    """matrix: every capacity against every capacity; dense: self-tests and cross-tests against 1.0."""
+    split: Literal["test", "validation"] = "test"
+    calibrate: bool = True
+    """Re-estimate BatchNorm statistics for every subnetwork."""
+    calibration_images: Positive = 1024
+    masks: Literal["scores", "random"] = "scores"
+    """random: the control; masks of the same sizes drawn at random instead of by the learned scores."""
+    batch_size: Positive = 256
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _some_capacity(self) -> SweepConfig:
+        if not self.capacities:
+            raise ConfigError("sweep.capacities is empty; valid: one or more numbers in (0, 1]")
+        return self
+
+
+class ClusterConfig(Section):
+    """What the job asks of the cluster."""
+
+    workers: Positive = 2
+    """Data-parallel training processes."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    actors: Positive = 2
+    """Evaluation actors."""
+    cpus_per_actor: Annotated[float, Field(gt=0)] = 1.0
+    gpus_per_actor: Annotated[float, Field(ge=0)] = 0.0
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Worker failures that a training survives."""
+    attempts: Positive = 3
+    """Times that a capacity is tried before it is reported as failed."""
+    storage: str | None = None
+    """Folder of runs, shared by all nodes; None: ./runs, or ~/prunnet-runs in a submitted job."""
+
+
+class Recipe(Section):
+    """One job. `name` is the run's folder."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "capacity"
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    sweep: SweepConfig = SweepConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    def training_hash(self) -> str:
+        """Hash of everything that determines the trained weights (workers included: they shape the sums)."""
+        parts = self.model_dump(mode="json", include={"data", "model", "train"})
+        parts["workers"] = self.cluster.workers
+        for key in ("checkpoint_every_steps", "checkpoint_every_minutes"):
+            del parts["train"][key]
+        return of_json(parts)
+
+
+def load_recipe(path: str | Path | None = None, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe of a YAML file (None: all defaults) after `overrides` such as `train.epochs=3`.
+
+    Raises ConfigError, in one line, for a missing file, broken YAML, an unknown key or a value out of range.
+    """
+    tree: dict[str, Any] = {} if path is None else _read_yaml(Path(path))
+    for override in overrides:
+        _apply_override(tree, override)
+    return parse_recipe(tree)
+
+
+def parse_recipe(tree: dict[str, Any]) -> Recipe:
+    """The validated recipe of a nested dict."""
+    _check_keys(Recipe, tree, prefix="")
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"recipe {str(path)!r} is not a file; recipes that come with prunnet: sweeps/recipes/")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"recipe {str(path)!r} holds a {type(tree).__name__}; valid: sections {_sections()}")
+    return tree
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted.strip():
+        raise ConfigError(f"--set {override!r} is not KEY=VALUE; example: --set train.epochs=3")
+    *sections, key = dotted.strip().split(".")
+    node = tree
+    for section in sections:
+        node = node.setdefault(section, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override!r}: {section!r} is not a section; valid: {_sections()}")
+    try:
+        node[key] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override!r}: the value is not YAML; example: sweep.capacities=[0.2,0.5]") from None
+
+
+def _check_keys(model: type[BaseModel], tree: dict[str, Any], prefix: str) -> None:
+    """Names the nearest valid key for each key that the model does not have."""
+    for key, value in tree.items():
+        field = model.model_fields.get(str(key))
+        if field is None:
+            raise ConfigError(unknown("recipe key", f"{prefix}{key}", (prefix + f for f in model.model_fields)))
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            if not isinstance(value, dict):
+                valid = list(annotation.model_fields)
+                raise ConfigError(f"recipe section {key!r} is {value!r}; valid: a mapping with keys {valid}")
+            _check_keys(annotation, value, prefix=f"{prefix}{key}.")
+
+
+def _explain(error: ValidationError) -> str:
+    def line(item: Any) -> str:
+        where = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        return f"{where}: {message} (given: {item['input']!r})" if where else message
+
+    items: Sequence[Any] = error.errors()
+    return "; ".join(line(item) for item in items)
+
+
+def _sections() -> str:
+    return ", ".join(Recipe.model_fields)

@@ -1,0 +1,78 @@
+"""What a subnetwork costs (METHODS section 7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from prunnet import prunable
+from prunnet.nets import RetrievalNet
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters and multiply-adds of embedding one image (FLOPs = 2 x MACs); the classifier is not counted."""
+
+    params_kept: int
+    """Weights kept, with every parameter that cannot be pruned."""
+    params_total: int
+    macs: int
+    """Sum over layers of dense MACs x the layer's kept fraction: what ideal sparse kernels would do."""
+    macs_dense_equivalent: int
+    """MACs of dense kernels after each layer's dead output channels and dead inputs are cut away."""
+    macs_dense: int
+
+
+def cost_of(net: RetrievalNet, masks: dict[str, Tensor], image_size: int) -> Cost:
+    """Cost of `net` under boolean masks (by layer name) for one square image."""
+    macs = layer_macs(net, image_size)
+    scored = prunable.layers(net)
+    embedding = [p for n, p in net.named_parameters() if not n.endswith(".score") and not n.startswith("classifier.")]
+    total = sum(p.numel() for p in embedding)
+    dropped = sum(mask.numel() - int(mask.sum()) for mask in masks.values())
+    kept = {name: float(masks[name].float().mean()) if name in masks else 1.0 for name in macs}
+    alive = {name: _alive(masks[name]) if name in masks else 1.0 for name in macs}
+    assert set(masks) <= set(scored)
+    return Cost(
+        params_kept=total - dropped,
+        params_total=total,
+        macs=round(sum(macs[name] * kept[name] for name in macs)),
+        macs_dense_equivalent=round(sum(macs[name] * alive[name] for name in macs)),
+        macs_dense=sum(macs.values()),
+    )
+
+
+def _alive(mask: Tensor) -> float:
+    """Share of a layer's dense MACs left once its dead output channels and dead inputs are cut."""
+    by_pair = mask.flatten(2).any(-1) if mask.dim() > 2 else mask
+    return float(by_pair.any(1).float().mean() * by_pair.any(0).float().mean())
+
+
+@torch.no_grad()
+def layer_macs(net: RetrievalNet, image_size: int) -> dict[str, int]:
+    """Layer name -> multiply-adds of every convolution and linear layer for one image (no classifier)."""
+    counted: dict[str, int] = {}
+    hooks = []
+
+    def watch(name: str, module: nn.Module) -> None:
+        def count(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+            weight = module.get_parameter("weight")
+            places = output.numel() // weight.shape[0]  # positions (or tokens) at which the kernels are applied
+            counted[name] = counted.get(name, 0) + places * weight.numel()
+
+        hooks.append(module.register_forward_hook(count))
+
+    for name, module in net.named_modules():
+        if prunable.is_prunable(module):
+            watch(name, module)
+    try:
+        net.eval()
+        parameter = next(net.parameters())
+        image = torch.zeros(1, net.spec["in_chans"], image_size, image_size).to(parameter)
+        net.embed(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return counted

@@ -1,0 +1,21 @@
+"""Data sets by name, one file each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prunnet.config import DataConfig
+from prunnet.data import glyphs, imagefolder
+from prunnet.data.base import Dataset, ImageSet, MemoryImages, RetrievalTest
+from prunnet.errors import DataError, unknown
+
+DATASETS: dict[str, Callable[[DataConfig], Dataset]] = {"glyphs": glyphs.load, "imagefolder": imagefolder.load}
+
+__all__ = ["DATASETS", "Dataset", "ImageSet", "MemoryImages", "RetrievalTest", "load"]
+
+
+def load(config: DataConfig) -> Dataset:
+    """The data set that a recipe names; DataError for an unknown name or data that cannot serve."""
+    if config.name not in DATASETS:
+        raise DataError(unknown("data.name", config.name, DATASETS))
+    return DATASETS[config.name](config)

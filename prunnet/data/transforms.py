@@ -1,0 +1,129 @@
+"""From decoded images to network input: one evaluation transform, and one augmentation for training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from prunnet import hashing
+from prunnet.config import DataConfig
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The evaluation transform: shorter side to `resize`, centre crop of `image_size`, scale to mean and std.
+
+    It belongs to the embeddings: features made under another one do not compare.
+    """
+
+    image_size: int
+    resize: int
+    channels: int
+    invert: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def from_config(cls, data: DataConfig) -> Preprocessing:
+        default = (IMAGENET_MEAN, IMAGENET_STD) if data.channels == 3 else ((0.5,), (0.5,))
+        return cls(
+            image_size=data.image_size,
+            resize=max(data.resize or data.image_size, data.image_size),
+            channels=data.channels,
+            invert=data.invert,
+            mean=default[0] if data.mean is None else (data.mean,) * data.channels,
+            std=default[1] if data.std is None else (data.std,) * data.channels,
+        )
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Preprocessing:
+        return cls(**{**value, "mean": tuple(value["mean"]), "std": tuple(value["std"])})
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    def sha(self) -> str:
+        return hashing.of_json(self.to_json())
+
+    def pixels(self, image: Image.Image, *, crop: bool = True) -> npt.NDArray[np.uint8]:
+        """A decoded image -> [C, S, S]; S is image_size, or `resize` without the crop (training)."""
+        image = image.convert("L" if self.channels == 1 else "RGB")
+        scale = self.resize / min(image.size)
+        size = (max(self.resize, round(image.width * scale)), max(self.resize, round(image.height * scale)))
+        resized = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=None)
+        side = self.image_size if crop else self.resize
+        left, top = (size[0] - side) // 2, (size[1] - side) // 2
+        array = np.asarray(resized.crop((left, top, left + side, top + side)))
+        array = 255 - array if self.invert else array
+        return array[None] if self.channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+    def crop(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Training pixels [n, C, R, R] -> [n, C, S, S] as the evaluation transform sees them."""
+        margin = (pixels.shape[-1] - self.image_size) // 2
+        return pixels[..., margin : margin + self.image_size, margin : margin + self.image_size]
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 [n, C, R, R] -> float32 [n, C, S, S], centre crop."""
+        margin = (pixels.shape[-1] - self.image_size) // 2
+        inner = pixels[..., margin : margin + self.image_size, margin : margin + self.image_size]
+        return self._scaled(inner.float())
+
+    def _scaled(self, values: Tensor) -> Tensor:
+        mean = torch.tensor(self.mean, device=values.device).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, device=values.device).view(1, -1, 1, 1)
+        return (values / 255 - mean) / std
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random affine maps (and flips) of training images; see `DataConfig` for the ranges.
+
+    An image's draw depends on (seed, epoch, image) only: not on the batch, the worker or their number.
+    """
+
+    rotate: float = 0.0
+    translate: float = 0.0
+    scale: float = 0.0
+    shear: float = 0.0
+    flip: bool = False
+
+    @classmethod
+    def from_config(cls, data: DataConfig) -> Augmentation:
+        return cls(data.rotate, data.translate, data.scale, data.shear, data.flip)
+
+    @staticmethod
+    @lru_cache(maxsize=2)
+    def draws(images: int, *, seed: int, epoch: int) -> npt.NDArray[np.float32]:
+        """Uniform numbers [images, 7] of one epoch."""
+        return np.random.default_rng([seed, epoch, 1]).random((images, 7), dtype=np.float32)
+
+    def __call__(self, preprocessing: Preprocessing, pixels: Tensor, draws: Tensor) -> Tensor:
+        """uint8 [n, C, R, R] -> float32 [n, C, S, S]: random affine, random crop offset, flip, normalised."""
+        side, size = pixels.shape[-1], preprocessing.image_size
+        theta = self.matrices(draws, crop=size / side)
+        grid = F.affine_grid(theta, [len(pixels), pixels.shape[1], size, size], align_corners=False)
+        values = F.grid_sample(pixels.float(), grid, padding_mode="border", align_corners=False)
+        return preprocessing._scaled(values)
+
+    def matrices(self, draws: Tensor, crop: float) -> Tensor:
+        """Uniform draws [n, 7] -> maps [n, 2, 3] from output to input coordinates in [-1, 1]."""
+        signed = draws * 2 - 1
+        angle = signed[:, 0] * math.radians(self.rotate)
+        shear = (signed[:, 1] * math.radians(self.shear)).tan()
+        scale = torch.exp(signed[:, 2] * math.log1p(self.scale)) * crop
+        mirror = torch.where(draws[:, 3] < 0.5, -1.0, 1.0) if self.flip else torch.ones_like(angle)
+        cos, sin = angle.cos() * scale, angle.sin() * scale
+        offset = signed[:, 4:6] * (2 * self.translate + (1 - crop))
+        rows = [cos * mirror, cos * shear - sin, offset[:, 0], sin * mirror, sin * shear + cos, offset[:, 1]]
+        return torch.stack(rows, dim=1).view(-1, 2, 3)

@@ -1,0 +1,132 @@
+"""Score + capacity -> mask: exactly k weights a layer, the lower index first among equals (METHODS section 2).
+
+All capacities of a layer come from one nested selection. On a CPU a mask is never stored: it is the pair
+(threshold, the few tied weights left out), and `LayerMasks.apply` is a single compare-and-copy over the
+weights. On other devices one stable sort ranks the weights, and a mask is `rank < k`; nothing waits for the
+device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunnet.config import check_capacity
+
+_MIN_THRESHOLD = 1e-30
+"""Below it the value under a threshold may be a denormal, which some CPUs flush to zero."""
+
+
+def keep_count(total: int, capacity: float) -> int:
+    """How many of `total` weights capacity keeps: k = max(1, floor(c n + 0.5))."""
+    return max(1, math.floor(check_capacity(capacity) * total + 0.5))
+
+
+def top_k_mask(scores: Tensor, capacity: float) -> Tensor:
+    """Boolean mask `[*scores.shape]` of the k scores of largest magnitude.
+
+    Ties go to the lower flat index. The plain form: one stable sort, any device.
+    """
+    ranks = _ranks(scores.detach().abs().reshape(-1))
+    return (ranks < keep_count(scores.numel(), capacity)).view(scores.shape)
+
+
+def _ranks(magnitude: Tensor) -> Tensor:
+    order = torch.argsort(magnitude, descending=True, stable=True)
+    return torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
+
+
+def in_memory_order(tensor: Tensor) -> Tensor:
+    """`tensor` [O, ...] as a view [O, n] without a copy where its memory is dense (contiguous, channels-last)."""
+    if tensor.dim() == 4 and not tensor.is_contiguous():
+        tensor = tensor.permute(0, 2, 3, 1)
+    return tensor.reshape(tensor.shape[0], -1)
+
+
+class LayerMasks:
+    """The masks of one layer at several capacities, made anew from its scores by `update`.
+
+    Args:
+        scores: the layer's score tensor, any shape and dense memory format.
+        capacities: one mask each, in this order.
+    """
+
+    def __init__(self, scores: Tensor, capacities: Sequence[float]) -> None:
+        self.counts = [keep_count(scores.numel(), c) for c in capacities]
+        self._nested = sorted(range(len(self.counts)), key=lambda i: -self.counts[i])
+        self._magnitude = torch.empty_like(scores, requires_grad=False)
+        self._below: list[float] = [0.0] * len(self.counts)
+        self._dropped: list[Tensor | None] = [None] * len(self.counts)
+        self._ranks: Tensor | None = None
+        self.update(scores)
+
+    @torch.no_grad()
+    def update(self, scores: Tensor) -> None:
+        """Selects anew after the scores have changed."""
+        torch.abs(scores.detach(), out=self._magnitude)
+        if self._magnitude.device.type == "cpu" and self._select_thresholds():
+            self._ranks = None
+        else:
+            logical = self._magnitude.reshape(-1)
+            self._ranks = torch.empty_like(self._magnitude, dtype=torch.int64)
+            self._ranks.copy_(_ranks(logical).view(self._magnitude.shape))
+
+    def _select_thresholds(self) -> bool:
+        """One partition, nested: each smaller capacity is selected among what the larger one kept."""
+        kept = self._flat().numpy()
+        for i in self._nested:
+            cut = kept.size - self.counts[i]
+            kept = np.partition(kept, cut)
+            threshold = kept[cut]
+            if not threshold > _MIN_THRESHOLD:
+                return False
+            ties_below = int(np.count_nonzero(kept[:cut] == threshold)) 
+            kept = kept[cut:]
+            self._below[i] = float(np.nextafter(threshold, threshold.dtype.type(0)))
+            self._dropped[i] = self._tied_out(threshold, kept, ties_below) if ties_below else None
+        return True
+
+    def _tied_out(self, threshold: np.floating, kept: np.ndarray, ties_below: int) -> Tensor:
+        """Memory indices of the tied weights that stay out: all but the lowest logical indices."""
+        tied = np.flatnonzero(self._flat().numpy() == threshold)
+        inside = int(np.count_nonzero(kept == threshold))
+        by_index = tied[np.argsort(self._logical_index(tied), kind="stable")]
+        return torch.from_numpy(by_index[inside:])
+
+    def _logical_index(self, memory_index: np.ndarray) -> np.ndarray:
+        if self._magnitude.is_contiguous():
+            return memory_index
+        out, inner, height, width = self._magnitude.shape
+        o, h, w, i = np.unravel_index(memory_index, (out, height, width, inner))
+        return np.ravel_multi_index((o, i, h, w), (out, inner, height, width))
+
+    def _flat(self) -> Tensor:
+        return in_memory_order(self._magnitude).view(-1)
+
+    def apply(self, values: Tensor, index: int) -> Tensor:
+        """A new tensor: `values` [*scores.shape] where mask `index` keeps, else 0; memory format kept."""
+        result = torch.empty_like(self._magnitude, dtype=values.dtype)
+        if values.stride() != result.stride():
+            values = result.copy_(values)
+        self.apply_rows(in_memory_order(values.detach()), index, out=in_memory_order(result))
+        return result
+
+    def apply_rows(self, values: Tensor, index: int, *, out: Tensor) -> None:
+        """As `apply`, on rows [O, n] in memory order, into `out` [O, n]."""
+        if self._ranks is not None:
+            torch.mul(values, in_memory_order(self._ranks) < self.counts[index], out=out)
+            return
+        # threshold_backward(v, a, t) is "v where a > t, else 0": one pass, and no mask tensor.
+        magnitude = in_memory_order(self._magnitude)
+        torch.ops.aten.threshold_backward(values, magnitude, self._below[index], grad_input=out)
+        dropped = self._dropped[index]
+        if dropped is not None:
+            out[dropped // out.shape[1], dropped % out.shape[1]] = 0
+
+    def mask(self, index: int) -> Tensor:
+        """Boolean mask `index` [*scores.shape]."""
+        return self.apply(torch.ones_like(self._magnitude), index) != 0

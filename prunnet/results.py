@@ -1,0 +1,210 @@
+"""The results table: schema, atomic idempotent writes, reads. pyarrow only; importing it loads no torch.
+
+One row = one test: query features against gallery features under one protocol. Rows are keyed by what
+determines them (`unit_key`), a part file by the keys it holds, so a retry or a second run changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from prunnet.errors import ConfigError, ResultsError
+from prunnet.hashing import of_json
+
+SCHEMA_VERSION = 1
+METHOD_VERSION = 1
+"""Part of every key; raised by hand when a change makes earlier results wrong or incomparable."""
+
+_TEXT = (
+    "sweep_id trial_id status unit_key query_weights_sha gallery_weights_sha method backbone dataset split "
+    "config_json config_hash preprocessing_sha train_capacities capacity_sampling capacity_unit score_init "
+    "allocation granularity mask_source projection projection_block weighting bn_calibration runtime device "
+    "git_commit created_at"
+).split()
+_WHOLE = (
+    "schema_version seed epoch images_seen embedding_dim queries queries_without_positive gallery_size params_kept "
+    "params_total macs macs_dense_equivalent macs_dense bytes_on_disk peak_bytes threads"
+).split()
+_REAL = (
+    "weighting_exponent query_capacity gallery_capacity map map_easy map_medium map_hard map_at_100 recall_at_1 "
+    "recall_at_5 recall_at_10 latency_ms_b1 latency_ms_b32 latency_spread_ms train_seconds eval_seconds"
+).split()
+SCHEMA = pa.schema(
+    [pa.field(n, pa.string()) for n in _TEXT]
+    + [pa.field(n, pa.int64()) for n in _WHOLE]
+    + [pa.field(n, pa.float64()) for n in _REAL]
+)
+MEASURED = frozenset(
+    "train_seconds eval_seconds latency_ms_b1 latency_ms_b32 latency_spread_ms peak_bytes created_at git_commit "
+    "sweep_id device runtime threads".split()
+)
+"""Measured and provenance columns: all others are deterministic, and "equal" means equal in those."""
+METRICS = ("map", "map_easy", "map_medium", "map_hard", "map_at_100", "recall_at_1", "recall_at_5", "recall_at_10")
+
+
+def features_key(**determinants: Any) -> str:
+    """Key of a features unit: weights, capacity, mask, calibration, data, split, preprocessing."""
+    return of_json({"unit": "features", "method_version": METHOD_VERSION, **determinants})
+
+
+def test_key(query: str, gallery: str, protocol: str) -> str:
+    """Key of a test unit."""
+    return of_json(
+        {"unit": "test", "method_version": METHOD_VERSION, "query": query, "gallery": gallery, "protocol": protocol}
+    )
+
+
+test_key.__test__ = False  # type: ignore[attr-defined]  # pytest: not a test
+
+
+def write_part(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Writes rows as one part: temporary name, sync, read back, rename. The same rows give the same file name,
+    and a part that is there already is left alone.
+
+    Raises ResultsError for a row without a `unit_key` or with an unknown column.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    table = as_table(rows)
+    path = folder / f"part-{of_json(sorted(table['unit_key'].to_pylist()))[:32]}.parquet"
+    if path.exists():
+        return path
+    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        with temporary.open("wb") as file:
+            pq.write_table(table, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if not pq.read_table(temporary).equals(table):
+            raise ResultsError(f"{str(path)!r}: what was read back is not what was written; is the disk whole?")
+        temporary.replace(path)
+        _sync_folder(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def as_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows as a table of the schema; absent values are null."""
+    for row in rows:
+        if not row.get("unit_key"):
+            raise ResultsError("a results row needs a unit_key")
+        if foreign := set(row) - set(SCHEMA.names):
+            raise ResultsError(f"results row with unknown columns {sorted(foreign)}; the schema is in prunnet/results.py")
+    complete = [{name: row.get(name) for name in SCHEMA.names} | {"schema_version": SCHEMA_VERSION} for row in rows]
+    return pa.Table.from_pylist(complete, schema=SCHEMA)
+
+
+def read(folder: str | Path) -> pa.Table:
+    """All rows of a results folder, one a key, in the order of their keys' parts.
+
+    Raises ResultsError that names a file which is torn, foreign, or of another schema. Temporary files of
+    writers that died are not read.
+    """
+    folder = Path(folder)
+    tables = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.name.startswith(".") and path.name.endswith(".tmp"):
+            continue
+        if not (path.name.startswith("part-") and path.suffix == ".parquet"):
+            raise ResultsError(f"foreign file {path.name!r} in results folder {str(folder)!r}; move it away")
+        tables.append(_read_part(path))
+    whole = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+    return _one_row_a_key(whole)
+
+
+def _read_part(path: Path) -> pa.Table:
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ResultsError(f"torn part {path.name!r} in {str(path.parent)!r}: {reason}; remove it and run again") from None
+    if table.schema != SCHEMA:
+        raise ResultsError(f"part {path.name!r} in {str(path.parent)!r} has another schema than version {SCHEMA_VERSION}")
+    return table
+
+
+def _one_row_a_key(table: pa.Table) -> pa.Table:
+    first: dict[str, int] = {}
+    for index, key in enumerate(table["unit_key"].to_pylist()):
+        first.setdefault(key, index)
+    return table if len(first) == len(table) else table.take(pa.array(sorted(first.values())))
+
+
+def finished_keys(folder: str | Path) -> set[str]:
+    """Keys of all complete rows."""
+    table = read(folder)
+    return set(table.filter(pc.equal(table["status"], "complete"))["unit_key"].to_pylist())
+
+
+def select(table: pa.Table, keys: Iterable[str]) -> pa.Table:
+    """The rows of some keys, in that order."""
+    position = {key: index for index, key in enumerate(table["unit_key"].to_pylist())}
+    return table.take(pa.array([position[key] for key in keys if key in position], type=pa.int64()))
+
+
+def deterministic(table: pa.Table) -> pa.Table:
+    """The columns in which two runs of the same recipe agree, sorted by key."""
+    kept = [name for name in table.schema.names if name not in MEASURED]
+    return table.select(kept).sort_by("unit_key")
+
+
+def best_under(
+    results: pa.Table | str | Path,
+    *,
+    macs: float | None = None,
+    bytes_on_disk: float | None = None,
+    latency_ms: float | None = None,
+    min_recall: float | None = None,
+    metric: str = "map",
+    gallery_capacity: float | None = 1.0,
+) -> dict[str, Any]:
+    """The row to ship: the best `metric` among tests within the budget.
+
+    Args:
+        results: a table or a results folder.
+        macs, bytes_on_disk, latency_ms: upper limits (None: none); rows where the value is unknown do not count.
+        min_recall: lower limit on recall_at_1, in [0, 1].
+        gallery_capacity: which gallery is searched; None: any.
+
+    Raises:
+        ConfigError: an unknown metric, or no row within the budget (the message says what the cheapest costs).
+    """
+    table = results if isinstance(results, pa.Table) else read(results)
+    if metric not in METRICS:
+        raise ConfigError(f"metric {metric!r}; valid: {', '.join(METRICS)}")
+    limits = {"macs": macs, "bytes_on_disk": bytes_on_disk, "latency_ms_b1": latency_ms}
+    rows = [r for r in table.to_pylist() if r["status"] == "complete" and _number(r[metric])]
+    if gallery_capacity is not None:
+        rows = [r for r in rows if r["gallery_capacity"] == gallery_capacity]
+    fitting = [
+        r
+        for r in rows
+        if all(limit is None or (_number(r[c]) and r[c] <= limit) for c, limit in limits.items())
+        and (min_recall is None or (_number(r["recall_at_1"]) and r["recall_at_1"] >= min_recall))
+    ]
+    if not fitting:
+        asked = {c: limit for c, limit in limits.items() if limit is not None} | {"min_recall": min_recall}
+        known = [r["macs"] for r in rows if _number(r["macs"])]
+        raise ConfigError(f"no row of {len(rows)} fits {asked}; the cheapest takes {min(known, default=None)} MACs")
+    return max(fitting, key=lambda r: (r[metric], -(r["macs"] or math.inf), r["unit_key"]))
+
+
+def _number(value: Any) -> bool:
+    return value is not None and not math.isnan(value)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

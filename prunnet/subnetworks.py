@@ -1,0 +1,172 @@
+"""A capacity made concrete: masked weights over the shared network, its own BatchNorm statistics, its identity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from prunnet import hashing, prunable
+from prunnet.checkpoint import load_tensors, network_sha, save_tensors
+from prunnet.config import check_capacity
+from prunnet.cost import Cost, cost_of
+from prunnet.data.base import ImageSet
+from prunnet.data.transforms import Preprocessing
+from prunnet.errors import CheckpointError, ConfigError
+from prunnet.masks import top_k_mask
+from prunnet.nets import RetrievalNet
+
+FORMAT = "prunnet-subnetwork"
+
+
+class Subnetwork:
+    """The dense network's weights under the masks of one capacity.
+
+    Nothing of `net` is copied or changed except the weights that the masks touch; BatchNorm statistics start
+    as the dense network's and are this subnetwork's own after `calibrate`.
+    """
+
+    def __init__(self, net: RetrievalNet, capacity: float, masks: dict[str, Tensor], weights_sha: str) -> None:
+        self.net, self.capacity, self.masks = net, capacity, masks
+        self.weights_sha = weights_sha
+        self.calibration: str | None = None
+        """Hash of the images that the BatchNorm statistics were re-estimated on; None: not re-estimated."""
+        dense = {name: module.get_parameter("weight") for name, module in prunable.layers(net).items()}
+        with torch.no_grad():
+            self._tensors = {f"{n}.weight": w * masks[n] for n, w in dense.items() if not bool(masks[n].all())}
+            self._tensors |= {name: buffer.clone() for name, buffer in _statistics(net)}
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Normalised images [B, C, H, W] -> L2-normalised embeddings [B, embedding_dim], float32."""
+        self.net.eval()
+        with torch.inference_mode():
+            return functional_call(_Embedder(self.net), _prefixed(self._tensors), (images,))
+
+    def calibrate(self, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> Subnetwork:
+        """Re-estimates BatchNorm statistics on batches of normalised images: reset, cumulative average, forward
+        only. Batches should have one size. Returns self. (METHODS section 2, after training.)"""
+        norms = [m for m in self.net.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        self.net.eval()
+        momenta = [norm.momentum for norm in norms]
+        self._tensors |= {name: torch.zeros_like(buffer) for name, buffer in _statistics(self.net)}
+        seen = []
+        try:
+            for norm in norms:
+                norm.momentum = None
+                norm.train()
+            with torch.no_grad():
+                for batch in batches:
+                    images = batch if isinstance(batch, Tensor) else batch[0]
+                    functional_call(_Embedder(self.net), _prefixed(self._tensors), (images,))
+                    seen.append(hashing.of_arrays({"images": images.cpu().numpy()}))
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+                norm.eval()
+        if not seen:
+            raise ConfigError("calibrate was given no images; valid: one batch of normalised images or more")
+        self.calibration = hashing.of_json(seen)
+        return self
+
+    @property
+    def mask_sha(self) -> str:
+        """Hash of all masks."""
+        return hashing.of_arrays({name: np.packbits(m.cpu().numpy()) for name, m in self.masks.items()})
+
+    def cost(self, image_size: int = 224) -> Cost:
+        """Parameters and MACs for a square image of `image_size` pixels."""
+        return cost_of(self.net, self.masks, image_size)
+
+    def save(self, path: str | Path, preprocessing: Preprocessing | None = None) -> None:
+        """Writes a safetensors file with a JSON header (capacity, hashes, preprocessing, network)."""
+        tensors = {name: t for name, t in self.net.state_dict().items() if not name.endswith(".score")}
+        tensors = {name: t for name, t in tensors.items() if not name.startswith("classifier.")} | self._tensors
+        header = {
+            "capacity": self.capacity,
+            "weights_sha": self.weights_sha,
+            "mask_sha": self.mask_sha,
+            "calibration": self.calibration,
+            "net": self.net.spec,
+            "preprocessing": None if preprocessing is None else preprocessing.to_json(),
+        }
+        save_tensors(path, tensors, FORMAT, header)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Subnetwork:
+        """The saved subnetwork; its features are bit-equal. CheckpointError for any other file."""
+        tensors, header = load_tensors(path, FORMAT)
+        net = RetrievalNet(**_net_arguments(header["net"], path))
+        missing, unexpected = net.load_state_dict(tensors, strict=False)
+        missing = [m for m in missing if not m.endswith(".score") and not m.startswith("classifier.")]
+        if missing or unexpected:
+            raise CheckpointError(f"{str(path)!r} does not fit its own header: {[*missing, *unexpected][:3]}")
+        masks = {name: module.get_parameter("weight") != 0 for name, module in prunable.layers(net).items()}
+        loaded = cls(net, float(header["capacity"]), masks, header["weights_sha"])
+        loaded.calibration = header["calibration"]
+        return loaded
+
+
+def subnetwork(net: RetrievalNet, capacity: float, *, random_masks: int | None = None) -> Subnetwork:
+    """The subnetwork of any capacity in (0, 1], trained or not; ConfigError for any other number.
+
+    `random_masks`: a seed; masks of the same sizes are drawn at random instead (the control for the scores).
+    """
+    capacity = check_capacity(capacity)
+    scores = {name: module.get_parameter("score") for name, module in prunable.layers(net).items()}
+    if random_masks is not None:
+        generator = torch.Generator().manual_seed(random_masks)
+        scores = {n: torch.rand(s.shape, generator=generator).to(s.device) for n, s in scores.items()}  # type: ignore[misc]
+    masks = {name: top_k_mask(score, capacity) for name, score in scores.items()}
+    return Subnetwork(net, capacity, masks, network_sha(net))
+
+
+def calibration_indices(total: int, images: int, seed: int) -> np.ndarray:
+    """The recorded list of training images that statistics are re-estimated on, drawn from the seed."""
+    return np.sort(np.random.default_rng([seed, 2]).permutation(total)[:images])
+
+
+def calibration_batches(pixels: np.ndarray, preprocessing: Preprocessing, batch_size: int) -> Iterator[Tensor]:
+    """uint8 [n, C, R, R] -> normalised batches of (nearly) one size, under the evaluation transform."""
+    for part in np.array_split(pixels, max(1, round(len(pixels) / batch_size))):
+        yield preprocessing.normalise(torch.from_numpy(part.copy()))
+
+
+def calibration_loader(images: ImageSet, *, count: int = 1024, seed: int = 0, batch_size: int = 256) -> Iterator[Tensor]:
+    """Batches for `Subnetwork.calibrate` from a training set."""
+    indices = calibration_indices(len(images), count, seed)
+    return calibration_batches(images.read(indices), images.preprocessing, batch_size)
+
+
+class _Embedder(torch.nn.Module):
+    """Lets functional_call reach `embed`."""
+
+    def __init__(self, net: RetrievalNet) -> None:
+        super().__init__()
+        self.net = net
+        self.training = net.training
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net.embed(images)
+
+
+def _prefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"net.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _statistics(net: RetrievalNet) -> Iterator[tuple[str, Tensor]]:
+    for name, module in net.named_modules():
+        if isinstance(module, _BatchNorm):
+            yield from ((f"{name}.{key}", buffer) for key, buffer in module.named_buffers())
+
+
+def _net_arguments(spec: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    wanted = {"backbone", "classes", "embedding_dim", "in_chans", "stem", "neck_norm", "options"}
+    if set(spec) != wanted:
+        raise CheckpointError(f"{str(path)!r}: its network is described by {sorted(spec)}; wanted {sorted(wanted)}")
+    return spec

@@ -1,0 +1,231 @@
+"""One step, one epoch, fit. Knows torch.distributed, not Ray.
+
+A run is a pure function of (network, data, settings, number of workers): every random choice comes from
+(seed, epoch) or (seed, step), so a run that is stopped and resumed ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from prunnet import prunable
+from prunnet.communication import Reducer
+from prunnet.config import Section, TrainConfig
+from prunnet.data.base import ImageSet
+from prunnet.data.transforms import Augmentation, Preprocessing
+from prunnet.errors import ConfigError, DataError
+from prunnet.memory import keep_freed_memory
+from prunnet.nets import RetrievalNet
+from prunnet.objectives import make_objective
+from prunnet.objectives.prunnet import step_seed
+
+
+@dataclass
+class Progress:
+    """Where a run stands: `step` optimiser steps done in all, the next one belongs to epoch step // steps."""
+
+    step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    """One entry an epoch: epoch, seconds, images_seen, loss of each capacity."""
+
+
+class Trainer:
+    """Trains `net` on `train_set` as `config` says, on this process' share of every batch.
+
+    Args:
+        device: of the network; images follow.
+        group: torch.distributed group of the workers; None: the default one if there is any.
+
+    Raises:
+        ConfigError: a batch that the workers cannot share evenly.
+        DataError: fewer images than a batch.
+    """
+
+    def __init__(
+        self,
+        net: RetrievalNet,
+        train_set: ImageSet,
+        config: TrainConfig,
+        *,
+        preprocessing: Preprocessing,
+        augmentation: Augmentation | None = None,
+        device: torch.device | str = "cpu",
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        keep_freed_memory()
+        self.config, self.train_set = config, train_set
+        self.preprocessing, self.augmentation = preprocessing, augmentation
+        self.device = torch.device(device)
+        self.reducer = Reducer(group)
+        self.dtype = compute_dtype(config.precision, self.device)
+        if config.batch_size % self.reducer.world:
+            raise ConfigError(
+                f"train.batch_size={config.batch_size} cannot be shared evenly by {self.reducer.world} workers"
+            )
+        self.steps_per_epoch = len(train_set) // config.batch_size
+        if not self.steps_per_epoch:
+            raise DataError(f"{len(train_set)} training images are fewer than train.batch_size={config.batch_size}")
+        layout = torch.channels_last if self.dtype == torch.bfloat16 else torch.contiguous_format
+        self.net: RetrievalNet = net.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
+        self.layout = layout
+        self.objective = make_objective(self.net, config, self.reducer, self.dtype)
+        self.optimizer = make_optimizer(self.net, config)
+        self.progress = Progress()
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_per_epoch * self.config.epochs
+
+    def run(
+        self,
+        *,
+        after_step: Callable[[Trainer], None] | None = None,
+        after_epoch: Callable[[Trainer], None] | None = None,
+    ) -> list[dict[str, float]]:
+        """Trains from where `progress` stands to the end; returns the history."""
+        while self.progress.step < self.total_steps:
+            epoch = self.progress.step // self.steps_per_epoch
+            started, losses = time.perf_counter(), []
+            for images, labels in self._batches(epoch, self.progress.step % self.steps_per_epoch):
+                losses.append(self.step(images, labels))
+                if after_step is not None:
+                    after_step(self)
+            self.progress.history.append(self._summary(epoch, losses, time.perf_counter() - started))
+            if after_epoch is not None:
+                after_epoch(self)
+        return self.progress.history
+
+    def step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """One optimiser step on this worker's images [b, C, H, W] and labels [b]."""
+        config, step = self.config, self.progress.step
+        # Layers that draw (dropout, stochastic depth) must redraw the same after a resume.
+        torch.manual_seed(step_seed(config.seed, step) * self.reducer.world + self.reducer.rank)
+        set_learning_rates(self.optimizer, config, step, self.steps_per_epoch)
+        self.net.train()
+        losses = self.objective.backward(images, labels, step)
+        nn.utils.clip_grad_norm_(self.net.parameters(), config.clip_norm)
+        self.optimizer.step()
+        self.progress.step += 1
+        return losses
+
+    def _batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """This worker's share of every batch of an epoch, from batch `start` on."""
+        size, share = self.config.batch_size, self.config.batch_size // self.reducer.world
+        order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.train_set))
+        for batch in range(start, self.steps_per_epoch):
+            first = batch * size + self.reducer.rank * share
+            indices = order[first : first + share]
+            pixels = torch.from_numpy(self.train_set.read(indices)).to(self.device)
+            images = self._view(pixels, indices, epoch)
+            labels = torch.from_numpy(self.train_set.labels[indices]).to(self.device)
+            yield images.contiguous(memory_format=self.layout), labels
+
+    def _view(self, pixels: Tensor, indices: np.ndarray, epoch: int) -> Tensor:
+        if self.augmentation is None:
+            return self.preprocessing.normalise(pixels)
+        draws = self.augmentation.draws(len(self.train_set), seed=self.config.seed, epoch=epoch)[indices]
+        return self.augmentation(self.preprocessing, pixels, torch.from_numpy(draws).to(self.device))
+
+    def _summary(self, epoch: int, losses: list[dict[str, Tensor]], seconds: float) -> dict[str, float]:
+        """The epoch's mean losses over all workers; a loss that is not finite ends the run."""
+        means = torch.stack([torch.stack([step[name] for step in losses]).mean() for name in losses[0]])
+        (means,) = self.reducer.average([means])
+        named = dict(zip(losses[0], means.tolist(), strict=True))
+        if not all(map(math.isfinite, named.values())):
+            raise ConfigError(f"training diverged in epoch {epoch + 1}: {named}; try a lower train.lr than {self.config.lr}")
+        return {"epoch": epoch + 1, "seconds": seconds, "images_seen": self.progress.step * self.config.batch_size, **named}
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What `train.precision` means on this device: bf16 under `auto` where it is fast."""
+    if precision == "auto":
+        fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def make_optimizer(net: RetrievalNet, config: TrainConfig) -> torch.optim.SGD:
+    """SGD with momentum over two groups: weights, and scores with their own rate."""
+    scores = [layer.get_parameter("score") for layer in prunable.layers(net).values()]
+    scored = {id(p) for p in scores}
+    weights = [p for p in net.parameters() if id(p) not in scored]
+    score_lr = config.lr if config.score_lr is None else config.score_lr
+    groups = [{"params": weights, "base_lr": config.lr}, {"params": scores, "base_lr": score_lr}]
+    return torch.optim.SGD(
+        groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+    )
+
+
+def set_learning_rates(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, step: int, steps_per_epoch: int
+) -> None:
+    """Sets each group's rate for `step`; a function of the step alone, so a schedule has no state."""
+    share = schedule(config, step, steps_per_epoch)
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * share
+
+
+def schedule(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """Factor on the learning rate at optimiser step `step` (0-based)."""
+    warmup, total = config.warmup_epochs * steps_per_epoch, config.epochs * steps_per_epoch
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if config.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))
+    if config.schedule == "step":
+        return 0.1 ** sum(step >= milestone * total for milestone in config.milestones)
+    return 1.0
+
+
+def batchnorm_state(net: nn.Module) -> dict[str, Tensor]:
+    """Running statistics by name; each worker has its own until they are averaged."""
+    norms = {name for name, module in net.named_modules() if isinstance(module, _BatchNorm)}
+    return {key: value for key, value in net.named_buffers() if key.rpartition(".")[0] in norms}
+
+
+def fit(
+    net: RetrievalNet,
+    train_set: ImageSet,
+    capacities: tuple[float, ...] = (0.8, 0.6, 0.4, 0.2),
+    *,
+    preprocessing: Preprocessing | None = None,
+    augmentation: Augmentation | None = None,
+    **settings: Any,
+) -> list[dict[str, float]]:
+    """Trains `net` in this process so that a subnetwork of any capacity can be cut from it afterwards.
+
+    Args:
+        train_set: images and labels 0 … classes-1.
+        capacities: trained beside the dense network, each in (0, 1).
+        settings: any key of a recipe's `train` section, such as `epochs=5`.
+
+    Returns:
+        The history: one dict an epoch, with the loss of each capacity.
+
+    Raises:
+        ConfigError: settings that are not valid, or classes that do not fit the network.
+    """
+    config = _validated(TrainConfig, {"capacities": capacities, **settings})
+    classes = int(train_set.labels.max()) + 1
+    if classes > net.spec["classes"]:
+        raise ConfigError(f"the data has {classes} classes, the network was made for {net.spec['classes']}")
+    preprocessing = preprocessing or train_set.preprocessing
+    trainer = Trainer(net, train_set, config, preprocessing=preprocessing, augmentation=augmentation)
+    return trainer.run()
+
+
+def _validated(section: type[Section], values: dict[str, Any]) -> Any:
+    from prunnet.config import parse_recipe
+
+    assert section is TrainConfig
+    return parse_recipe({"train": values}).train
