@@ -37,9 +37,10 @@ class Reducer:
         self.rank = dist.get_rank(group) if self.world > 1 else 0
 
     def start(self, tensors: Sequence[Tensor]) -> Pending:
-        """Begins to average; the tensors must be dense in memory and alike in layout on all ranks."""
+        """Begins to average; the tensors must be alike in shape and layout on all ranks."""
         if self.world == 1:
             return Pending(tensors)
+        tensors = [_dense(t) for t in tensors]
         flat = torch.cat([_memory(t) for t in tensors])
         flat /= self.world
         return Pending(tensors, flat, dist.all_reduce(flat, group=self.group, async_op=True))
@@ -57,7 +58,13 @@ class Reducer:
         return torch.stack(parts)
 
 
+def _dense(tensor: Tensor) -> Tensor:
+    """The tensor itself where its memory is one dense block in a known order, else a contiguous copy."""
+    if tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)):
+        return tensor
+    return tensor.contiguous()
+
+
 def _memory(tensor: Tensor) -> Tensor:
-    """The tensor's storage as one row, without a copy."""
-    assert torch._prims_common.is_non_overlapping_and_dense(tensor), "gradients must be dense in memory"
+    """A dense tensor's storage as one row, without a copy."""
     return tensor.as_strided((tensor.numel(),), (1,))

@@ -7,11 +7,21 @@ from collections.abc import Callable
 from prunnet.config import DataConfig
 from prunnet.data import glyphs, imagefolder
 from prunnet.data.base import Dataset, ImageSet, MemoryImages, RetrievalTest
+from prunnet.data.transforms import Augmentation, Preprocessing
 from prunnet.errors import DataError, unknown
 
 DATASETS: dict[str, Callable[[DataConfig], Dataset]] = {"glyphs": glyphs.load, "imagefolder": imagefolder.load}
 
-__all__ = ["DATASETS", "Dataset", "ImageSet", "MemoryImages", "RetrievalTest", "load"]
+__all__ = [
+    "DATASETS",
+    "Augmentation",
+    "Dataset",
+    "ImageSet",
+    "MemoryImages",
+    "Preprocessing",
+    "RetrievalTest",
+    "load",
+]
 
 
 def load(config: DataConfig) -> Dataset:

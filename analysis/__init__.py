@@ -1,0 +1,1 @@
+"""Reads the results table and nothing else: fronts, tables, plots, the report. No torch, no Ray."""

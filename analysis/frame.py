@@ -1,0 +1,49 @@
+"""Loads and selects rows of the results table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis.pareto import Point
+from prunnet import results
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Rows of one sweep, as dicts of the results table's columns."""
+
+    rows: list[dict[str, Any]]
+
+    @classmethod
+    def load(cls, folder: str | Path, keys: Iterable[str] | None = None) -> Frame:
+        """All rows of a results folder, or those of some unit keys in their order."""
+        table = results.read(folder)
+        return cls((table if keys is None else results.select(table, keys)).to_pylist())
+
+    @property
+    def capacities(self) -> list[float]:
+        """Query capacities, largest first."""
+        return sorted({row["query_capacity"] for row in self.rows}, reverse=True)
+
+    def get(self, query: float, gallery: float) -> dict[str, Any] | None:
+        """The row of one test."""
+        for row in self.rows:
+            if row["query_capacity"] == query and row["gallery_capacity"] == gallery:
+                return row
+        return None
+
+    def self_tests(self) -> list[dict[str, Any]]:
+        """M(c, c) by falling capacity."""
+        return [row for c in self.capacities if (row := self.get(c, c))]
+
+    def cross_tests(self, gallery: float = 1.0) -> list[dict[str, Any]]:
+        """M(c, gallery) by falling capacity; the dense gallery unless said otherwise."""
+        return [row for c in self.capacities if (row := self.get(c, gallery))]
+
+    def points(self, rows: list[dict[str, Any]], *, cost: str = "macs", value: str = "map") -> list[Point]:
+        """Rows as points for a front; rows without either number are left out."""
+        known = [row for row in rows if row[cost] is not None and row[value] is not None]
+        return [Point(row[cost], row[value], f"{row['query_capacity']:g}") for row in known]

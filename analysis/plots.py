@@ -1,0 +1,68 @@
+"""Figures from fronts and matrices that were computed elsewhere. matplotlib, no window."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from analysis.frame import Frame
+from analysis.pareto import Point, front
+
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # Okabe and Ito's, told apart by colour-blind readers
+
+
+def pareto_figure(frame: Frame) -> Figure:
+    """Retrieval accuracy against theoretical FLOPs (2 x MACs): self-tests, and cross-tests against the dense
+    gallery, each with its front."""
+    figure, axes = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
+    series = (
+        ("self-test", frame.self_tests(), BLUE, "o"),
+        ("cross-test, dense gallery", frame.cross_tests(), ORANGE, "s"),
+    )
+    for name, rows, colour, marker in series:
+        points = [Point(2 * p.cost / 1e6, 100 * p.value, p.label) for p in frame.points(rows)]
+        if not points:
+            continue
+        best = front(points)
+        axes.step([p.cost for p in best], [p.value for p in best], where="post", color=colour, lw=1, alpha=0.6)
+        axes.scatter([p.cost for p in points], [p.value for p in points], c=colour, marker=marker, label=name, zorder=3)
+        if colour == ORANGE or len(series) == 1:
+            for p in points:
+                axes.annotate(p.label, (p.cost, p.value), xytext=(5, -10), textcoords="offset points", size=8)
+    axes.set_xlabel("theoretical MFLOPs an image (unstructured sparsity: MACs of kept weights x 2)")
+    axes.set_ylabel("mAP (%)")
+    axes.set_xscale("log")
+    axes.grid(color=GREY, alpha=0.25)
+    axes.legend(loc="lower right")
+    first = frame.rows[0]
+    axes.set_title(f"{first['method']} {first['backbone']} on {first['dataset']} ({first['split']}), seed {first['seed']}")
+    return figure
+
+
+def matrix_figure(frame: Frame) -> Figure:
+    """mAP of every query capacity against every gallery capacity."""
+    capacities = frame.capacities
+    galleries = [g for g in capacities if any(frame.get(q, g) for q in capacities)]
+    values = [[100 * row["map"] if (row := frame.get(q, g)) and row["map"] is not None else float("nan") for g in galleries] for q in capacities]
+    figure, axes = plt.subplots(figsize=(6.4, 5.4), layout="constrained")
+    image = axes.imshow(values, cmap="cividis", aspect="auto")
+    axes.set_xticks(range(len(galleries)), [f"{g:g}" for g in galleries])
+    axes.set_yticks(range(len(capacities)), [f"{q:g}" for q in capacities])
+    axes.set_xlabel("gallery capacity")
+    axes.set_ylabel("query capacity")
+    for i, line in enumerate(values):
+        for j, value in enumerate(line):
+            axes.text(j, i, f"{value:.0f}", ha="center", va="center", size=7, color="white" if value < 50 else "black")
+    figure.colorbar(image, label="mAP (%)")
+    return figure
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Writes a figure (PNG or SVG by suffix) and closes it."""
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,48 @@
+"""One self-contained HTML file: what was run, the front, the tables, how to run it again."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+from matplotlib.figure import Figure
+
+from analysis import plots, tables
+from analysis.frame import Frame
+
+
+def write(path: str | Path, frame: Frame, *, title: str, command: str, recipe: str, failures: Sequence[str] = ()) -> None:
+    """Writes the report; it needs no network and no other file."""
+    first = frame.rows[0]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    lead = (
+        f"{first['method']} on {first['backbone']}: {len(frame.capacities)} capacities, {len(frame.rows)} tests of "
+        f"{first['queries']} queries against {first['gallery_size']} images of classes that training never saw "
+        f"({first['dataset']}, {first['split']} classes, seed {first['seed']})."
+    )
+    text = environment.get_template("report.html").render(
+        title=title,
+        lead=lead,
+        head=tables.HEAD,
+        table=tables.capacity_table(frame),
+        pareto=_embedded(plots.pareto_figure(frame)),
+        matrix=_embedded(plots.matrix_figure(frame)),
+        command=command,
+        recipe=recipe,
+        failures=list(failures),
+    )
+    temporary = Path(path).with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _embedded(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=120, format="png")
+    plots.plt.close(figure)
+    return base64.b64encode(buffer.getvalue()).decode()

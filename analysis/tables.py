@@ -1,0 +1,41 @@
+"""The sweep's table, as data, and as Markdown."""
+
+from __future__ import annotations
+
+from analysis.frame import Frame
+
+HEAD = ("capacity", "trained", "weights kept", "MMACs", "self mAP", "self R@1", "cross mAP", "cross R@1")
+"""Cross: this capacity's queries against the dense network's gallery."""
+
+
+def capacity_table(frame: Frame) -> list[tuple[str, ...]]:
+    """One line a capacity under HEAD; metrics in percent, absent ones as a dash."""
+    lines = []
+    for capacity in frame.capacities:
+        own, cross = frame.get(capacity, capacity), frame.get(capacity, 1.0)
+        row = own or cross or next(r for r in frame.rows if r["query_capacity"] == capacity)
+        trained = {1.0, *map(float, (row["train_capacities"] or "").split(",")[: None if row["train_capacities"] else 0])}
+        lines.append(
+            (
+                f"{capacity:g}",
+                "yes" if capacity in trained else "no",
+                f"{row['params_kept'] / row['params_total']:.1%}",
+                f"{row['macs'] / 1e6:.2f}",
+                _percent(own, "map"),
+                _percent(own, "recall_at_1"),
+                _percent(cross, "map"),
+                _percent(cross, "recall_at_1"),
+            )
+        )
+    return lines
+
+
+def markdown(frame: Frame) -> str:
+    """The capacity table as GitHub Markdown."""
+    lines = [HEAD, tuple("---:" for _ in HEAD), *capacity_table(frame)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _percent(row: dict[str, object] | None, column: str) -> str:
+    value = None if row is None else row[column]
+    return f"{100 * value:.1f}" if isinstance(value, float) else "-"

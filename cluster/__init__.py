@@ -1,0 +1,1 @@
+"""How work is spread with Ray: data-parallel training, evaluation actors."""

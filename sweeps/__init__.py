@@ -1,0 +1,1 @@
+"""Jobs: one script an action."""

@@ -1,0 +1,185 @@
+"""Train or load a network, cut and evaluate many capacities, write Parquet, draw the front.
+
+    python sweeps/capacity.py --recipe sweeps/recipes/demo.yaml
+    python sweeps/capacity.py --recipe FILE --set model.backbone=resnet18 --set sweep.capacities=[0.2,0.5]
+    ray job submit --working-dir . -- python sweeps/capacity.py --recipe sweeps/recipes/demo.yaml
+
+Alone it starts a Ray of its own; under `ray job submit` (or with RAY_ADDRESS) it joins the cluster. The same
+command again resumes: what is finished is not done twice. Everything lands in runs/<name>/:
+
+    model.safetensors   the trained network and its scores     results/     the results table, Parquet
+    features/           embeddings of every capacity           pareto.png   report.html   recipe.yaml
+
+Exit code: 0 finished; 1 some capacity failed, the rest is there; 2 the recipe, data or cluster cannot serve.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from analysis import plots, report, tables
+from analysis.frame import Frame
+from cluster.evaluation import Plan, evaluate
+from cluster.progress import bar
+from cluster.session import session
+from cluster.training import train
+from prunnet import data, results
+from prunnet.checkpoint import load_network
+from prunnet.config import Recipe, load_recipe
+from prunnet.data.base import Dataset
+from prunnet.errors import CheckpointError, PrunnetError
+from prunnet.nets import RetrievalNet
+from sweeps.run import Run, absolute_paths, git_commit, open_run
+from sweeps.units import Units, evaluation_images, plan_units
+
+DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
+
+
+def sweep(recipe: Recipe, *, fresh: bool = False, console: Console | None = None) -> int:
+    """The whole job; returns the exit code (0, or 1 where a capacity failed for good).
+
+    Raises PrunnetError, with one line to show, where recipe, data, checkpoint or cluster cannot serve.
+    """
+    console = console or Console()
+    recipe = absolute_paths(recipe)
+    with open_run(recipe, fresh=fresh) as run:
+        console.print(f"run {run.folder}")
+        dataset = data.load(recipe.data)
+        dataset.split(recipe.sweep.split)
+        net, header = trained_network(recipe, run, dataset, console)
+        units = plan_units(recipe, header, dataset)
+        failures = evaluate_missing(recipe, run, dataset, net, units, console)
+        conclude(recipe, run, units, failures, console)
+    return 1 if failures else 0
+
+
+def trained_network(
+    recipe: Recipe, run: Run, dataset: Dataset, console: Console
+) -> tuple[RetrievalNet, dict[str, Any]]:
+    """The network to sweep: a given checkpoint, this run's finished model, or one that is trained now."""
+    if recipe.model.checkpoint:
+        console.print(f"network from {recipe.model.checkpoint}")
+        return fitting(*load_network(recipe.model.checkpoint), recipe, dataset)
+    if run.model.exists():
+        net, header = load_network(run.model)
+        if header["training_hash"] == recipe.training_hash():
+            console.print(f"training: finished before ({header['epoch']} epochs), nothing to do")
+            return net, header
+    # The network is built here once before any worker starts: what it refuses is said at once.
+    RetrievalNet.from_config(
+        recipe.model, classes=len(dataset.class_names), in_chans=recipe.data.channels, score_init="constant", seed=0
+    )
+    console.print(f"training on {len(dataset.train)} images of {len(dataset.class_names)} classes")
+    with session(recipe.cluster):
+        train(recipe, run.training, run.model, console)
+    return load_network(run.model)
+
+
+def fitting(
+    net: RetrievalNet, header: dict[str, Any], recipe: Recipe, dataset: Dataset
+) -> tuple[RetrievalNet, dict[str, Any]]:
+    """The loaded network, if it was trained for images as this recipe makes them; else CheckpointError."""
+    trained, wanted = header["preprocessing"], dataset.preprocessing.to_json()
+    if trained != wanted:
+        differs = sorted(key for key in wanted if trained.get(key) != wanted[key])
+        raise CheckpointError(
+            f"checkpoint {recipe.model.checkpoint!r} was trained with other preprocessing: "
+            + ", ".join(f"{key} {trained.get(key)} (recipe: {wanted[key]})" for key in differs)
+        )
+    return net, header
+
+
+def evaluate_missing(
+    recipe: Recipe, run: Run, dataset: Dataset, net: RetrievalNet, units: Units, console: Console
+) -> list[tuple[float, str]]:
+    """Evaluates what the results table does not hold yet; returns (capacity, error) of what failed for good."""
+    finished = results.finished_keys(run.results)
+    missing = units.missing_tests(finished)
+    rows = sum(len(unit.rows) for unit in missing)
+    console.print(f"tests: {len(units.tests) - rows} of {len(units.tests)} finished before")
+    if not missing:
+        return []
+    features = units.needed_features(missing)
+    split = dataset.split(recipe.sweep.split)
+    plan = evaluation_plan(recipe, run, net, split.leave_one_out)
+    weights = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+    images = evaluation_images(dataset, split, units)
+    with session(recipe.cluster), bar(console) as progress:
+        tasks = {
+            "features": progress.add_task("capacities", total=len(features), note="cut, calibrate, embed"),
+            "tests": progress.add_task("tests", total=len(missing), note="queries of one capacity, all galleries"),
+        }
+
+        def report_progress(stage: str, done: int, message: str | None) -> None:
+            progress.advance(tasks[stage], done)
+            if message:
+                console.print(message, markup=False)
+
+        remaining: Callable[[set[str]], Any] = lambda lost: units.missing_tests(finished, lost)  # noqa: E731
+        return evaluate(plan, weights, images, features, remaining, recipe.cluster, report_progress)
+
+
+def evaluation_plan(recipe: Recipe, run: Run, net: RetrievalNet, leave_one_out: bool) -> Plan:
+    """What every evaluation actor needs to know."""
+    return Plan(
+        spec=net.spec,
+        preprocessing=data.Preprocessing.from_config(recipe.data),
+        leave_one_out=leave_one_out,
+        calibrate=recipe.sweep.calibrate,
+        random_masks=recipe.sweep.seed if recipe.sweep.masks == "random" else None,
+        batch_size=recipe.sweep.batch_size,
+        features=str(run.features),
+        results=str(run.results),
+        threads=max(1, int(recipe.cluster.cpus_per_actor)),
+        git_commit=git_commit(),
+        sweep_id=recipe.name,
+        device="cuda" if recipe.cluster.gpus_per_actor else "cpu",
+    )
+
+
+def conclude(
+    recipe: Recipe, run: Run, units: Units, failures: list[tuple[float, str]], console: Console
+) -> None:
+    """Prints the table, draws the front, writes the report and the manifest."""
+    text = run.write_recipe(recipe)
+    run.write_manifest({"name": recipe.name, "unit_keys": list(units.tests), "failures": failures})
+    frame = Frame.load(run.results, units.tests)
+    said = [f"capacity {capacity:g} failed: {error}" for capacity, error in failures]
+    if frame.rows:
+        table = Table(*tables.HEAD, title=f"{recipe.name}: {len(frame.rows)} tests", box=None)
+        for line in tables.capacity_table(frame):
+            table.add_row(*line)
+        console.print(table)
+        plots.save(plots.pareto_figure(frame), run.folder / "pareto.png")
+        command = f"python sweeps/capacity.py --recipe {run.folder / 'recipe.yaml'}"
+        report.write(
+            run.folder / "report.html", frame, title=f"Capacity sweep {recipe.name}", command=command, recipe=text, failures=said
+        )
+        console.print(f"results {run.results}\nfront   {run.folder / 'pareto.png'}\nreport  {run.folder / 'report.html'}")
+    for line in said:
+        console.print(line, style="red", markup=False)
+
+
+def main(
+    recipe: Annotated[Path, typer.Option(help="YAML recipe.")] = DEFAULT_RECIPE,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, dotted, e.g. train.epochs=3.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what the run has and start over.")] = False,
+) -> None:
+    """Train or load, sweep capacities, write Parquet, draw the front."""
+    try:
+        code = sweep(load_recipe(recipe, set_ or ()), fresh=fresh)
+    except (PrunnetError, RuntimeError) as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {' '.join(str(error).split())}", style="red", markup=False)
+        sys.exit(2)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    typer.run(main)

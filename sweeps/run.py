@@ -1,0 +1,120 @@
+"""A run's folder: where the model, the features, the results and the report of one recipe live."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.session import in_submitted_job
+from prunnet.config import Recipe
+from prunnet.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Run:
+    """Paths of one run. Everything in it can be deleted; the same command makes it again."""
+
+    folder: Path
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model.safetensors"
+
+    @property
+    def features(self) -> Path:
+        return self.folder / "features"
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results"
+
+    @property
+    def training(self) -> Path:
+        """Ray Train's own files: checkpoints."""
+        return self.folder / "training"
+
+    def write_recipe(self, recipe: Recipe) -> str:
+        """Keeps the recipe beside its results; returns it as YAML."""
+        text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+        _replace(self.folder / "recipe.yaml", text)
+        return text
+
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        """Which unit keys the last sweep used, and what failed."""
+        _replace(self.folder / "manifest.json", json.dumps(manifest, indent=1))
+
+
+@contextmanager
+def open_run(recipe: Recipe, *, fresh: bool = False) -> Iterator[Run]:
+    """The folder of a recipe, held by one driver at a time.
+
+    Raises ConfigError where another driver is at work in it or it cannot be written.
+    """
+    folder = storage(recipe) / recipe.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"run folder {str(folder)!r} cannot be written ({error.strerror}); set cluster.storage") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another job is at work in {str(folder)!r}; wait for it or set another name") from None
+        if fresh:
+            for path in folder.iterdir():
+                if path.name != ".lock":
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        yield Run(folder)
+
+
+def storage(recipe: Recipe) -> Path:
+    """Folder of all runs, absolute. A submitted job's working directory is Ray's to delete, so it is not used."""
+    if recipe.cluster.storage:
+        return Path(recipe.cluster.storage).expanduser().resolve()
+    return Path.home() / "prunnet-runs" if in_submitted_job() else Path("runs").resolve()
+
+
+def absolute_paths(recipe: Recipe) -> Recipe:
+    """The recipe with the paths that workers open made absolute: they run in folders of their own."""
+    changes: dict[str, Any] = {}
+    data = recipe.data
+    if data.root:
+        update: dict[str, Any] = {"root": _absolute(data.root)}
+        if data.holdout == "list":
+            update |= {"test": tuple(map(_absolute, data.test)), "validation": tuple(map(_absolute, data.validation))}
+        changes["data"] = data.model_copy(update=update)
+    if recipe.model.checkpoint:
+        changes["model"] = recipe.model.model_copy(update={"checkpoint": _absolute(recipe.model.checkpoint)})
+    return recipe.model_copy(update=changes)
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, where it is a checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None
+
+
+def _absolute(path: str) -> str:
+    return str(Path(os.path.abspath(os.path.expanduser(path))))
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
