@@ -47,6 +47,13 @@ def in_memory_order(tensor: Tensor) -> Tensor:
     return tensor.reshape(tensor.shape[0], -1)
 
 
+def laid_out_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """`tensor` in the memory format of `like` (same shape); copied only where they differ."""
+    if tensor.stride() == like.stride() or (tensor.is_contiguous() and like.is_contiguous()):
+        return tensor
+    return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+
+
 class LayerMasks:
     """The masks of one layer at several capacities, made anew from its scores by `update`.
 
@@ -78,19 +85,20 @@ class LayerMasks:
     def _select_thresholds(self) -> bool:
         """One partition, nested: each smaller capacity is selected among what the larger one kept."""
         kept = self._flat().numpy()
+        last, left_out = None, 0  # the threshold before, and how many weights equal to it are out already
         for i in self._nested:
             cut = kept.size - self.counts[i]
             kept = np.partition(kept, cut)
             threshold = kept[cut]
             if not threshold > _MIN_THRESHOLD:
                 return False
-            ties_below = int(np.count_nonzero(kept[:cut] == threshold)) 
-            kept = kept[cut:]
+            left_out = int(np.count_nonzero(kept[:cut] == threshold)) + (left_out if threshold == last else 0)
+            kept, last = kept[cut:], threshold
             self._below[i] = float(np.nextafter(threshold, threshold.dtype.type(0)))
-            self._dropped[i] = self._tied_out(threshold, kept, ties_below) if ties_below else None
+            self._dropped[i] = self._tied_out(threshold, kept) if left_out else None
         return True
 
-    def _tied_out(self, threshold: np.floating, kept: np.ndarray, ties_below: int) -> Tensor:
+    def _tied_out(self, threshold: np.floating, kept: np.ndarray) -> Tensor:
         """Memory indices of the tied weights that stay out: all but the lowest logical indices."""
         tied = np.flatnonzero(self._flat().numpy() == threshold)
         inside = int(np.count_nonzero(kept == threshold))
@@ -110,9 +118,8 @@ class LayerMasks:
     def apply(self, values: Tensor, index: int) -> Tensor:
         """A new tensor: `values` [*scores.shape] where mask `index` keeps, else 0; memory format kept."""
         result = torch.empty_like(self._magnitude, dtype=values.dtype)
-        if values.stride() != result.stride():
-            values = result.copy_(values)
-        self.apply_rows(in_memory_order(values.detach()), index, out=in_memory_order(result))
+        values = laid_out_like(values.detach(), self._magnitude)
+        self.apply_rows(in_memory_order(values), index, out=in_memory_order(result))
         return result
 
     def apply_rows(self, values: Tensor, index: int, *, out: Tensor) -> None:

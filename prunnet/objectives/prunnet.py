@@ -12,7 +12,7 @@ from prunnet import prunable
 from prunnet.communication import Reducer
 from prunnet.config import TrainConfig
 from prunnet.conflict import integrate_with_scores
-from prunnet.masks import LayerMasks, in_memory_order
+from prunnet.masks import LayerMasks, in_memory_order, laid_out_like
 from prunnet.nets import RetrievalNet
 
 
@@ -86,7 +86,7 @@ class PrunNet:
             assert score.grad is not None
             integrate_with_scores(
                 rows,
-                in_memory_order(weight * score.sign()),
+                in_memory_order(laid_out_like(weight * score.sign(), weight)),
                 out=(in_memory_order(weight.grad), in_memory_order(score.grad)),
                 projection=self.config.projection,
                 block=self.config.block,
@@ -97,12 +97,13 @@ class PrunNet:
 
     def _masked_rows(self, name: str, gradients: list[Tensor]) -> Tensor:
         """Gradients of one weight -> rows [O, M, n], each subnetwork's under its mask; in shared scratch memory."""
-        dense = in_memory_order(gradients[0])
-        kernels, size = dense.shape
-        rows = self._scratch(kernels * len(gradients) * size, dense).view(kernels, len(gradients), size)
-        rows[:, 0] = dense
-        for index, gradient in enumerate(gradients[1:]):
-            self.masks[name].apply_rows(in_memory_order(gradient), index, out=rows[:, index + 1])
+        # A convolution may hand its gradient back in another memory format than its weight has.
+        flat = [in_memory_order(laid_out_like(gradient, self.weights[name])) for gradient in gradients]
+        kernels, size = flat[0].shape
+        rows = self._scratch(kernels * len(gradients) * size, flat[0]).view(kernels, len(gradients), size)
+        rows[:, 0] = flat[0]
+        for index, gradient in enumerate(flat[1:]):
+            self.masks[name].apply_rows(gradient, index, out=rows[:, index + 1])
         return rows
 
     def _scratch(self, size: int, like: Tensor) -> Tensor:

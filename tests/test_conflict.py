@@ -1,0 +1,122 @@
+"""Integration in Gram space equals the plain loop, and behaves at its edges."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prunnet.conflict import BLOCKS, PROJECTIONS, WEIGHTINGS, integrate, integrate_with_scores
+from prunnet.errors import ConfigError
+from tests import reference
+
+variants = list(itertools.product(PROJECTIONS, BLOCKS, WEIGHTINGS))
+
+
+@st.composite
+def gradient_rows(draw: st.DrawFn) -> torch.Tensor:
+    """Rows that conflict, vanish, repeat or oppose each other."""
+    count = draw(st.integers(1, 5))
+    shape = draw(st.sampled_from([(3, 4), (2, 2, 3, 3), (5, 1), (4,)]))
+    rows = torch.randn(count, *shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 9999)))).double()
+    for i in range(1, count):
+        kind = draw(st.sampled_from(["free", "zero", "same", "opposite", "tiny", "zero block"]))
+        if kind == "zero":
+            rows[i] = 0
+        elif kind in ("same", "opposite"):
+            rows[i] = rows[0] if kind == "same" else -rows[0]
+        elif kind == "tiny":
+            rows[i] *= 1e-6
+        elif kind == "zero block":
+            rows[i, 0] = 0
+    return rows
+
+
+@pytest.mark.parametrize(("projection", "block", "weighting"), variants)
+@settings(deadline=None, max_examples=40)
+@given(rows=gradient_rows(), exponent=st.sampled_from([0.0, 0.5, 2.0]), data=st.data())
+def test_parity_with_the_plain_loop(
+    projection: str, block: str, weighting: str, rows: torch.Tensor, exponent: float, data: st.DataObject
+) -> None:
+    order = data.draw(st.permutations(range(len(rows))))
+    options = {"projection": projection, "block": block, "weighting": weighting, "exponent": exponent, "order": order}
+    expected = reference.integrate(rows, **options)
+    found = integrate(rows, **options)
+    assert found.shape == rows.shape[1:]
+    assert torch.allclose(found, expected, rtol=1e-10, atol=1e-10 * float(rows.abs().max().clamp(min=1e-300)))
+
+
+@pytest.mark.parametrize(("projection", "block", "weighting"), variants)
+def test_a_layers_weights_and_scores_are_integrated_as_two_tensors(projection: str, block: str, weighting: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(5, 6, 7, generator=generator).double()
+    factor = torch.randn(6, 7, generator=generator).double()
+    options = {"projection": projection, "block": block, "weighting": weighting, "exponent": 0.5, "order": [3, 0, 4, 1, 2]}
+    weights, scores = torch.empty(6, 7).double(), torch.empty(6, 7).double()
+    integrate_with_scores(rows.transpose(0, 1).contiguous(), factor, out=(weights, scores), **options)
+    assert torch.allclose(weights, integrate(rows, **options), atol=1e-12)
+    assert torch.allclose(scores, integrate(rows * factor, **options), atol=1e-12)
+
+
+def test_last_projects_from_the_original_and_the_order_decides() -> None:
+    g0, g1, g2 = torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 1.0]), torch.tensor([-1.0, -1.0])
+    rows = torch.stack([g0, g1, g2]).double()[:, None]  # one kernel
+    p0_by_1, p0_by_2 = torch.tensor([0.5, 0.5]), torch.tensor([0.5, -0.5])
+    first = integrate(rows, weighting="mean", order=[0, 2, 1])[0]
+    second = integrate(rows, weighting="mean", order=[0, 1, 2])[0]
+    others = torch.tensor([0.0, 1.0]) + torch.tensor([0.0, -1.0])  # g1 and g2 conflict only with g0
+    assert torch.allclose(first, (p0_by_1 + others).double())
+    assert torch.allclose(second, (p0_by_2 + others).double())
+
+
+def test_rows_without_conflict_are_summed() -> None:
+    rows = torch.rand(4, 3, 5).double()
+    assert torch.allclose(integrate(rows), rows.sum(0))
+
+
+def test_exactly_opposite_rows_cancel() -> None:
+    row = torch.randn(3, 4).double()
+    assert torch.equal(integrate(torch.stack([row, -row])), torch.zeros(3, 4).double())
+
+
+def test_a_zero_row_conflicts_with_nobody() -> None:
+    rows = torch.stack([torch.randn(3, 4), torch.zeros(3, 4)]).double()
+    assert torch.allclose(integrate(rows, weighting="mean"), rows[0])
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1.0, 1e20, 1e30])
+def test_no_magnitude_gives_nan(size: float) -> None:
+    rows = torch.stack([torch.tensor([[1.0, 2.0]]), torch.tensor([[-3.0, 1.0]]), torch.zeros(1, 2)])
+    for projection, block, weighting in variants:
+        small = integrate(rows, projection=projection, block=block, weighting=weighting)
+        scaled = integrate(rows * size, projection=projection, block=block, weighting=weighting)
+        assert torch.allclose(scaled / size, small, rtol=1e-4, atol=1e-6)
+
+
+def test_all_rows_zero_give_zero() -> None:
+    assert torch.equal(integrate(torch.zeros(5, 2, 3)), torch.zeros(2, 3))
+
+
+def test_the_releases_epsilon_weakens_projection_of_small_kernels() -> None:
+    rows = torch.tensor([[[1.0, 0.0]], [[-1.0, 1.0]]]).double() * 1e-4
+    exact, released = integrate(rows, weighting="mean"), integrate(rows, weighting="mean", eps=1e-8)
+    assert torch.allclose(released, reference.integrate(rows, "last", "kernel", "mean", 0.5, eps=1e-8), rtol=1e-10)
+    assert not torch.allclose(exact, released, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"projection": "first"}, "valid: last, none, sequential"),
+        ({"block": "layer"}, "valid: kernel, tensor"),
+        ({"weighting": "median"}, "valid: cosine, mean"),
+        ({"order": [0, 0, 1]}, "not a permutation"),
+        ({"order": [0, 1]}, "not a permutation"),
+    ],
+)
+def test_unknown_variants_are_refused(arguments: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        integrate(torch.randn(3, 2, 2), **arguments)  # type: ignore[arg-type]
