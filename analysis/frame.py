@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.pareto import Point
-from prunnet import results
+from prunnet.results import read, select
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Frame:
     @classmethod
     def load(cls, folder: str | Path, keys: Iterable[str] | None = None) -> Frame:
         """All rows of a results folder, or those of some unit keys in their order."""
-        table = results.read(folder)
-        return cls((table if keys is None else results.select(table, keys)).to_pylist())
+        table = read(folder)
+        return cls((table if keys is None else select(table, keys)).to_pylist())
 
     @property
     def capacities(self) -> list[float]:

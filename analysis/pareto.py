@@ -32,6 +32,7 @@ def hypervolume(points: Sequence[Point], *, reference: Point) -> float:
     should fall short of); points outside it count nothing."""
     inside = [p for p in points if p.cost < reference.cost and p.value > reference.value]
     area, chosen = 0.0, front(inside)
-    for point, nxt in zip(chosen, [*chosen[1:], reference], strict=True):
+    # The last point reaches up to the reference; without points there is nothing to add.
+    for point, nxt in zip(chosen, [*chosen[1:], reference], strict=False):
         area += (nxt.cost - point.cost) * (point.value - reference.value)
     return area

@@ -40,7 +40,9 @@ def pareto_figure(frame: Frame) -> Figure:
     axes.grid(color=GREY, alpha=0.25)
     axes.legend(loc="lower right")
     first = frame.rows[0]
-    axes.set_title(f"{first['method']} {first['backbone']} on {first['dataset']} ({first['split']}), seed {first['seed']}")
+    axes.set_title(
+        f"{first['method']} {first['backbone']} on {first['dataset']} ({first['split']}), seed {first['seed']}"
+    )
     return figure
 
 
@@ -48,7 +50,10 @@ def matrix_figure(frame: Frame) -> Figure:
     """mAP of every query capacity against every gallery capacity."""
     capacities = frame.capacities
     galleries = [g for g in capacities if any(frame.get(q, g) for q in capacities)]
-    values = [[100 * row["map"] if (row := frame.get(q, g)) and row["map"] is not None else float("nan") for g in galleries] for q in capacities]
+    values = [
+        [100 * row["map"] if (row := frame.get(q, g)) and row["map"] is not None else float("nan") for g in galleries]
+        for q in capacities
+    ]
     figure, axes = plt.subplots(figsize=(6.4, 5.4), layout="constrained")
     image = axes.imshow(values, cmap="cividis", aspect="auto")
     axes.set_xticks(range(len(galleries)), [f"{g:g}" for g in galleries])
@@ -57,7 +62,15 @@ def matrix_figure(frame: Frame) -> Figure:
     axes.set_ylabel("query capacity")
     for i, line in enumerate(values):
         for j, value in enumerate(line):
-            axes.text(j, i, f"{value:.0f}", ha="center", va="center", size=7, color="white" if value < 50 else "black")
+            axes.text(
+                j,
+                i,
+                f"{value:.0f}",
+                ha="center",
+                va="center",
+                size=7,
+                color="white" if value < 50 else "black",
+            )
     figure.colorbar(image, label="mAP (%)")
     return figure
 

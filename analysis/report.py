@@ -14,11 +14,15 @@ from analysis import plots, tables
 from analysis.frame import Frame
 
 
-def write(path: str | Path, frame: Frame, *, title: str, command: str, recipe: str, failures: Sequence[str] = ()) -> None:
+def write(
+    path: str | Path, frame: Frame, *, title: str, command: str, recipe: str, failures: Sequence[str] = ()
+) -> None:
     """Writes the report; it needs no network and no other file."""
     first = frame.rows[0]
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
     lead = (
         f"{first['method']} on {first['backbone']}: {len(frame.capacities)} capacities, {len(frame.rows)} tests of "

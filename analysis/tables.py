@@ -10,11 +10,14 @@ HEAD = ("capacity", "trained", "weights kept", "MMACs", "self mAP", "self R@1", 
 
 def capacity_table(frame: Frame) -> list[tuple[str, ...]]:
     """One line a capacity under HEAD; metrics in percent, absent ones as a dash."""
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for capacity in frame.capacities:
         own, cross = frame.get(capacity, capacity), frame.get(capacity, 1.0)
         row = own or cross or next(r for r in frame.rows if r["query_capacity"] == capacity)
-        trained = {1.0, *map(float, (row["train_capacities"] or "").split(",")[: None if row["train_capacities"] else 0])}
+        trained = {
+            1.0,
+            *map(float, (row["train_capacities"] or "").split(",")[: None if row["train_capacities"] else 0]),
+        }
         lines.append(
             (
                 f"{capacity:g}",

@@ -9,7 +9,14 @@ from typing import Any
 
 import ray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 @ray.remote(num_cpus=0)
@@ -69,7 +76,10 @@ def _follow(board: Any, progress: Progress, console: Console, stop: threading.Ev
         history = state.get("history", [])
         for entry in history[shown:]:
             losses = "  ".join(f"{k.removeprefix('loss_')}: {v:.3f}" for k, v in entry.items() if k.startswith("loss_"))
-            console.print(f"epoch {entry['epoch']:g}  {entry['seconds']:.0f} s  loss at capacity {losses}", highlight=False)
+            console.print(
+                f"epoch {entry['epoch']:g}  {entry['seconds']:.0f} s  loss at capacity {losses}",
+                highlight=False,
+            )
         shown = len(history)
         if last:
             return

@@ -21,9 +21,11 @@ def session(config: ClusterConfig) -> Iterator[None]:
     """
     joined = ray.is_initialized()
     if not joined:
-        address = os.environ.get("RAY_ADDRESS") or "local"
-        quiet = {} if address != "local" else {"include_dashboard": False, "log_to_driver": verbose()}
-        ray.init(address=address, logging_level=logging.WARNING, **quiet)
+        address = os.environ.get("RAY_ADDRESS")
+        if address:
+            ray.init(address=address, logging_level=logging.WARNING)
+        else:
+            ray.init("local", logging_level=logging.WARNING, include_dashboard=False, log_to_driver=verbose())
     try:
         check_resources(config)
         yield

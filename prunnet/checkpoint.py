@@ -49,7 +49,9 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
             return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{str(path)!r} is not a whole safetensors file ({reason}); wanted a {kind} file") from None
+        raise CheckpointError(
+            f"{str(path)!r} is not a whole safetensors file ({reason}); wanted a {kind} file"
+        ) from None
 
 
 def network_sha(net: RetrievalNet) -> str:
@@ -60,7 +62,12 @@ def network_sha(net: RetrievalNet) -> str:
 
 def save_network(path: str | Path, net: RetrievalNet, preprocessing: Preprocessing, **header: Any) -> None:
     """Saves a trained network: `header` may hold anything that JSON can."""
-    described = {"net": net.spec, "preprocessing": preprocessing.to_json(), "weights_sha": network_sha(net), **header}
+    described = {
+        "net": net.spec,
+        "preprocessing": preprocessing.to_json(),
+        "weights_sha": network_sha(net),
+        **header,
+    }
     save_tensors(path, net.state_dict(), NETWORK, described)
 
 
@@ -71,7 +78,9 @@ def load_network(path: str | Path) -> tuple[RetrievalNet, dict[str, Any]]:
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:
-        raise CheckpointError(f"{str(path)!r} does not fit its own header: {' '.join(str(error).split())[:200]}") from None
+        raise CheckpointError(
+            f"{str(path)!r} does not fit its own header: {' '.join(str(error).split())[:200]}"
+        ) from None
     if network_sha(net) != header["weights_sha"]:
         raise CheckpointError(f"{str(path)!r}: the weights do not have the hash that the header names")
     return net, header

@@ -123,9 +123,9 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast and channels-last where the CPU has bf16 instructions or there is a GPU."""
     seed: int = 0
-    checkpoint_every_steps: int | None = Field(None, ge=1)
+    checkpoint_every_steps: Annotated[int, Field(ge=1)] | None = None
     """Checkpoints inside an epoch too, beside the one at its end."""
-    checkpoint_every_minutes: float | None = Field(None, gt=0)
+    checkpoint_every_minutes: Annotated[float, Field(gt=0)] | None = None
 
     @model_validator(mode="after")
     def _capacities_are_distinct(self) -> TrainConfig:

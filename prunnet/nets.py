@@ -62,7 +62,7 @@ class RetrievalNet(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.backbone = make_backbone(backbone, in_chans=in_chans, stem=stem, options=options)
-            width = int(self.backbone.num_features)
+            width = int(self.backbone.num_features)  # type: ignore[arg-type]
             norm = nn.BatchNorm1d(embedding_dim) if neck_norm == "batch" else nn.Identity()
             self.neck = nn.Sequential(nn.Linear(width, embedding_dim), norm)
             self.classifier = nn.Linear(embedding_dim, classes)

@@ -23,31 +23,40 @@ SCHEMA_VERSION = 1
 METHOD_VERSION = 1
 """Part of every key; raised by hand when a change makes earlier results wrong or incomparable."""
 
-_TEXT = (
-    "sweep_id trial_id status unit_key query_weights_sha gallery_weights_sha method backbone dataset split "
-    "config_json config_hash preprocessing_sha train_capacities capacity_sampling capacity_unit score_init "
-    "allocation granularity mask_source projection projection_block weighting bn_calibration runtime device "
-    "git_commit created_at"
-).split()
-_WHOLE = (
-    "schema_version seed epoch images_seen embedding_dim queries queries_without_positive gallery_size params_kept "
-    "params_total macs macs_dense_equivalent macs_dense bytes_on_disk peak_bytes threads"
-).split()
-_REAL = (
-    "weighting_exponent query_capacity gallery_capacity map map_easy map_medium map_hard map_at_100 recall_at_1 "
-    "recall_at_5 recall_at_10 latency_ms_b1 latency_ms_b32 latency_spread_ms train_seconds eval_seconds"
-).split()
+_TEXT = """
+    sweep_id trial_id status unit_key query_weights_sha gallery_weights_sha method backbone dataset split config_json
+    config_hash preprocessing_sha train_capacities capacity_sampling capacity_unit score_init allocation granularity
+    mask_source projection projection_block weighting bn_calibration runtime device git_commit created_at
+"""
+_WHOLE = """
+    schema_version seed epoch images_seen embedding_dim queries queries_without_positive gallery_size params_kept
+    params_total macs macs_dense_equivalent macs_dense bytes_on_disk peak_bytes threads
+"""
+_REAL = """
+    weighting_exponent query_capacity gallery_capacity map map_easy map_medium map_hard map_at_100 recall_at_1
+    recall_at_5 recall_at_10 latency_ms_b1 latency_ms_b32 latency_spread_ms train_seconds eval_seconds
+"""
+_MEASURED = """
+    train_seconds eval_seconds latency_ms_b1 latency_ms_b32 latency_spread_ms peak_bytes created_at git_commit
+    sweep_id device runtime threads
+"""
 SCHEMA = pa.schema(
-    [pa.field(n, pa.string()) for n in _TEXT]
-    + [pa.field(n, pa.int64()) for n in _WHOLE]
-    + [pa.field(n, pa.float64()) for n in _REAL]
+    [pa.field(n, pa.string()) for n in _TEXT.split()]
+    + [pa.field(n, pa.int64()) for n in _WHOLE.split()]
+    + [pa.field(n, pa.float64()) for n in _REAL.split()]
 )
-MEASURED = frozenset(
-    "train_seconds eval_seconds latency_ms_b1 latency_ms_b32 latency_spread_ms peak_bytes created_at git_commit "
-    "sweep_id device runtime threads".split()
-)
+MEASURED = frozenset(_MEASURED.split())
 """Measured and provenance columns: all others are deterministic, and "equal" means equal in those."""
-METRICS = ("map", "map_easy", "map_medium", "map_hard", "map_at_100", "recall_at_1", "recall_at_5", "recall_at_10")
+METRICS = (
+    "map",
+    "map_easy",
+    "map_medium",
+    "map_hard",
+    "map_at_100",
+    "recall_at_1",
+    "recall_at_5",
+    "recall_at_10",
+)
 
 
 def features_key(**determinants: Any) -> str:
@@ -58,7 +67,13 @@ def features_key(**determinants: Any) -> str:
 def test_key(query: str, gallery: str, protocol: str) -> str:
     """Key of a test unit."""
     return of_json(
-        {"unit": "test", "method_version": METHOD_VERSION, "query": query, "gallery": gallery, "protocol": protocol}
+        {
+            "unit": "test",
+            "method_version": METHOD_VERSION,
+            "query": query,
+            "gallery": gallery,
+            "protocol": protocol,
+        }
     )
 
 
@@ -98,7 +113,9 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
         if not row.get("unit_key"):
             raise ResultsError("a results row needs a unit_key")
         if foreign := set(row) - set(SCHEMA.names):
-            raise ResultsError(f"results row with unknown columns {sorted(foreign)}; the schema is in prunnet/results.py")
+            raise ResultsError(
+                f"results row with unknown columns {sorted(foreign)}; the schema is in prunnet/results.py"
+            )
     complete = [{name: row.get(name) for name in SCHEMA.names} | {"schema_version": SCHEMA_VERSION} for row in rows]
     return pa.Table.from_pylist(complete, schema=SCHEMA)
 
@@ -126,9 +143,13 @@ def _read_part(path: Path) -> pa.Table:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise ResultsError(f"torn part {path.name!r} in {str(path.parent)!r}: {reason}; remove it and run again") from None
+        raise ResultsError(
+            f"torn part {path.name!r} in {str(path.parent)!r}: {reason}; remove it and run again"
+        ) from None
     if table.schema != SCHEMA:
-        raise ResultsError(f"part {path.name!r} in {str(path.parent)!r} has another schema than version {SCHEMA_VERSION}")
+        raise ResultsError(
+            f"part {path.name!r} in {str(path.parent)!r} has another schema than version {SCHEMA_VERSION}"
+        )
     return table
 
 

@@ -137,7 +137,9 @@ def calibration_batches(pixels: np.ndarray, preprocessing: Preprocessing, batch_
         yield preprocessing.normalise(torch.from_numpy(part.copy()))
 
 
-def calibration_loader(images: ImageSet, *, count: int = 1024, seed: int = 0, batch_size: int = 256) -> Iterator[Tensor]:
+def calibration_loader(
+    images: ImageSet, *, count: int = 1024, seed: int = 0, batch_size: int = 256
+) -> Iterator[Tensor]:
     """Batches for `Subnetwork.calibrate` from a training set."""
     indices = calibration_indices(len(images), count, seed)
     return calibration_batches(images.read(indices), images.preprocessing, batch_size)

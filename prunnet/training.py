@@ -142,8 +142,15 @@ class Trainer:
         (means,) = self.reducer.average([means])
         named = dict(zip(losses[0], means.tolist(), strict=True))
         if not all(map(math.isfinite, named.values())):
-            raise ConfigError(f"training diverged in epoch {epoch + 1}: {named}; try a lower train.lr than {self.config.lr}")
-        return {"epoch": epoch + 1, "seconds": seconds, "images_seen": self.progress.step * self.config.batch_size, **named}
+            raise ConfigError(
+                f"training diverged in epoch {epoch + 1}: {named}; try a lower train.lr than {self.config.lr}"
+            )
+        return {
+            "epoch": epoch + 1,
+            "seconds": seconds,
+            "images_seen": self.progress.step * self.config.batch_size,
+            **named,
+        }
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -161,14 +168,10 @@ def make_optimizer(net: RetrievalNet, config: TrainConfig) -> torch.optim.SGD:
     weights = [p for p in net.parameters() if id(p) not in scored]
     score_lr = config.lr if config.score_lr is None else config.score_lr
     groups = [{"params": weights, "base_lr": config.lr}, {"params": scores, "base_lr": score_lr}]
-    return torch.optim.SGD(
-        groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
-    )
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
 
 
-def set_learning_rates(
-    optimizer: torch.optim.Optimizer, config: TrainConfig, step: int, steps_per_epoch: int
-) -> None:
+def set_learning_rates(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int, steps_per_epoch: int) -> None:
     """Sets each group's rate for `step`; a function of the step alone, so a schedule has no state."""
     share = schedule(config, step, steps_per_epoch)
     for group in optimizer.param_groups:

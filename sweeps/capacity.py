@@ -74,7 +74,11 @@ def trained_network(
             return net, header
     # The network is built here once before any worker starts: what it refuses is said at once.
     RetrievalNet.from_config(
-        recipe.model, classes=len(dataset.class_names), in_chans=recipe.data.channels, score_init="constant", seed=0
+        recipe.model,
+        classes=len(dataset.class_names),
+        in_chans=recipe.data.channels,
+        score_init="constant",
+        seed=0,
     )
     console.print(f"training on {len(dataset.train)} images of {len(dataset.class_names)} classes")
     with session(recipe.cluster):
@@ -144,9 +148,7 @@ def evaluation_plan(recipe: Recipe, run: Run, net: RetrievalNet, leave_one_out: 
     )
 
 
-def conclude(
-    recipe: Recipe, run: Run, units: Units, failures: list[tuple[float, str]], console: Console
-) -> None:
+def conclude(recipe: Recipe, run: Run, units: Units, failures: list[tuple[float, str]], console: Console) -> None:
     """Prints the table, draws the front, writes the report and the manifest."""
     text = run.write_recipe(recipe)
     run.write_manifest({"name": recipe.name, "unit_keys": list(units.tests), "failures": failures})
@@ -154,15 +156,22 @@ def conclude(
     said = [f"capacity {capacity:g} failed: {error}" for capacity, error in failures]
     if frame.rows:
         table = Table(*tables.HEAD, title=f"{recipe.name}: {len(frame.rows)} tests", box=None)
-        for line in tables.capacity_table(frame):
-            table.add_row(*line)
+        for cells in tables.capacity_table(frame):
+            table.add_row(*cells)
         console.print(table)
         plots.save(plots.pareto_figure(frame), run.folder / "pareto.png")
         command = f"python sweeps/capacity.py --recipe {run.folder / 'recipe.yaml'}"
         report.write(
-            run.folder / "report.html", frame, title=f"Capacity sweep {recipe.name}", command=command, recipe=text, failures=said
+            run.folder / "report.html",
+            frame,
+            title=f"Capacity sweep {recipe.name}",
+            command=command,
+            recipe=text,
+            failures=said,
         )
-        console.print(f"results {run.results}\nfront   {run.folder / 'pareto.png'}\nreport  {run.folder / 'report.html'}")
+        console.print(
+            f"results {run.results}\nfront   {run.folder / 'pareto.png'}\nreport  {run.folder / 'report.html'}"
+        )
     for line in said:
         console.print(line, style="red", markup=False)
 

@@ -65,7 +65,9 @@ def open_run(recipe: Recipe, *, fresh: bool = False) -> Iterator[Run]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
     except OSError as error:
-        raise ConfigError(f"run folder {str(folder)!r} cannot be written ({error.strerror}); set cluster.storage") from None
+        raise ConfigError(
+            f"run folder {str(folder)!r} cannot be written ({error.strerror}); set cluster.storage"
+        ) from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,7 +94,10 @@ def absolute_paths(recipe: Recipe) -> Recipe:
     if data.root:
         update: dict[str, Any] = {"root": _absolute(data.root)}
         if data.holdout == "list":
-            update |= {"test": tuple(map(_absolute, data.test)), "validation": tuple(map(_absolute, data.validation))}
+            update |= {
+                "test": tuple(map(_absolute, data.test)),
+                "validation": tuple(map(_absolute, data.validation)),
+            }
         changes["data"] = data.model_copy(update=update)
     if recipe.model.checkpoint:
         changes["model"] = recipe.model.model_copy(update={"checkpoint": _absolute(recipe.model.checkpoint)})
@@ -103,7 +108,11 @@ def git_commit() -> str | None:
     """The commit of the code that runs, where it is a checkout."""
     try:
         found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -125,7 +125,7 @@ def identity_columns(recipe: Recipe, header: dict[str, Any], dataset: Dataset) -
 
 def evaluation_images(dataset: Dataset, split: RetrievalTest, units: Units) -> dict[str, np.ndarray]:
     """The arrays that reach every actor once through the object store."""
-    images = {
+    images: dict[str, np.ndarray] = {
         "calibration": dataset.preprocessing.crop(units.calibration),
         "queries": split.queries.pixels,
         "query_labels": split.queries.labels,

@@ -36,7 +36,12 @@ def tiny() -> RetrievalNet:
 
 def tiny_net(classes: int = 4, **arguments: object) -> RetrievalNet:
     """A ResNet-18 of 8 to 32 channels for grey images."""
-    options = {"stem": "released", "options": {"channels": [8, 8, 16, 32]}, "in_chans": 1, "embedding_dim": 16}
+    options = {
+        "stem": "released",
+        "options": {"channels": [8, 8, 16, 32]},
+        "in_chans": 1,
+        "embedding_dim": 16,
+    }
     return RetrievalNet("resnet18", classes, **{**options, **arguments})  # type: ignore[arg-type]
 
 

@@ -42,7 +42,13 @@ def test_parity_with_the_plain_loop(
     projection: str, block: str, weighting: str, rows: torch.Tensor, exponent: float, data: st.DataObject
 ) -> None:
     order = data.draw(st.permutations(range(len(rows))))
-    options = {"projection": projection, "block": block, "weighting": weighting, "exponent": exponent, "order": order}
+    options = {
+        "projection": projection,
+        "block": block,
+        "weighting": weighting,
+        "exponent": exponent,
+        "order": order,
+    }
     expected = reference.integrate(rows, **options)
     found = integrate(rows, **options)
     assert found.shape == rows.shape[1:]
@@ -54,7 +60,13 @@ def test_a_layers_weights_and_scores_are_integrated_as_two_tensors(projection: s
     generator = torch.Generator().manual_seed(3)
     rows = torch.randn(5, 6, 7, generator=generator).double()
     factor = torch.randn(6, 7, generator=generator).double()
-    options = {"projection": projection, "block": block, "weighting": weighting, "exponent": 0.5, "order": [3, 0, 4, 1, 2]}
+    options = {
+        "projection": projection,
+        "block": block,
+        "weighting": weighting,
+        "exponent": 0.5,
+        "order": [3, 0, 4, 1, 2],
+    }
     weights, scores = torch.empty(6, 7).double(), torch.empty(6, 7).double()
     integrate_with_scores(rows.transpose(0, 1).contiguous(), factor, out=(weights, scores), **options)
     assert torch.allclose(weights, integrate(rows, **options), atol=1e-12)

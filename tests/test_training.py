@@ -97,7 +97,9 @@ def test_every_prunable_weight_and_score_gets_a_gradient() -> None:
     # timm zeroes the last BatchNorm of a residual branch, which hides the branch in the very first step.
     net = tiny_net(options={"channels": [8, 8, 16, 32], "zero_init_last": False})
     found = gradients(net, images.float(), labels, TrainConfig(precision="fp32"), step=0)
-    assert all(float(gradient.abs().max()) > 0 for name, gradient in found.items() if not name.startswith("neck.0.bias"))
+    assert all(
+        float(gradient.abs().max()) > 0 for name, gradient in found.items() if not name.startswith("neck.0.bias")
+    )
 
 
 def test_only_the_dense_pass_updates_running_statistics() -> None:

@@ -10,7 +10,10 @@ from prunnet.data.base import Dataset, ImageSet, MemoryImages, RetrievalTest
 from prunnet.data.transforms import Augmentation, Preprocessing
 from prunnet.errors import DataError, unknown
 
-DATASETS: dict[str, Callable[[DataConfig], Dataset]] = {"glyphs": glyphs.load, "imagefolder": imagefolder.load}
+DATASETS: dict[str, Callable[[DataConfig], Dataset]] = {
+    "glyphs": glyphs.load,
+    "imagefolder": imagefolder.load,
+}
 
 __all__ = [
     "DATASETS",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,13 @@ Pixels = npt.NDArray[np.uint8]
 class ImageSet(Protocol):
     """Images of one size with class labels; `read` may decode."""
 
-    labels: IntArray
-    """[n], 0 … classes-1."""
-    preprocessing: Preprocessing
+    @property
+    def labels(self) -> IntArray:
+        """[n], 0 … classes-1."""
+        ...
+
+    @property
+    def preprocessing(self) -> Preprocessing: ...
 
     def __len__(self) -> int: ...
 
@@ -72,7 +76,7 @@ class RetrievalTest:
 
     def fingerprint(self) -> str:
         """Hash of all that the test's outcome depends on."""
-        arrays = {
+        arrays: dict[str, npt.NDArray[Any]] = {
             "queries": self.queries.pixels,
             "query_labels": self.queries.labels,
             "gallery": self.gallery.pixels,

@@ -92,11 +92,11 @@ def glyphs(wanted: Iterable[str]) -> Iterator[Glyph]:
 
 @lru_cache(maxsize=1)
 def _all_glyphs() -> tuple[Glyph, ...]:
-    """Every class of all scripts: code points joined wherever two of them share an outline in a font."""
+    """Every class of all scripts: code points joined wherever two of them share an outline in any font."""
     masters: dict[int, list[Image.Image]] = {}
     joined: dict[int, int] = {}
+    by_outline: dict[bytes, int] = {}
     for path in _font_files():
-        by_outline: dict[bytes, int] = {}
         for code, master in _rasterise(path):
             masters.setdefault(code, []).append(master)
             joined.setdefault(code, code)

@@ -60,7 +60,13 @@ class ImageFiles:
         try:
             with Image.open(io.BytesIO(self._bytes(name))) as image:
                 return self.preprocessing.pixels(image, crop=self.crop)
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except (
+            OSError,
+            UnidentifiedImageError,
+            SyntaxError,
+            ValueError,
+            Image.DecompressionBombError,
+        ) as error:
             raise DataError(
                 f"image {name!r} in {self.root!r} cannot be read ({type(error).__name__}); "
                 "mend or remove it, or set data.skip_unreadable=true"

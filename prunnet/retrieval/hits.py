@@ -37,7 +37,7 @@ class Hits:
 
     def sum_by_query(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """values [hits] -> [Q], summed."""
-        return np.bincount(self.query, weights=values, minlength=len(self.positives))
+        return np.bincount(self.query, weights=values, minlength=len(self.positives)).astype(np.float64)
 
 
 def from_ranks(ranks: Ints, relevant: Indices, junk: Indices | None = None) -> Hits:

@@ -31,6 +31,4 @@ def compatibility_matrix(
 ) -> dict[tuple[float, float], dict[str, float | int]]:
     """All tests M(q, g): capacity -> (query features, gallery features) becomes (query capacity, gallery
     capacity) -> metrics. The diagonal holds the self-tests."""
-    return {
-        (q, g): score(features[q][0], features[g][1], relevant, junk) for q in features for g in features
-    }
+    return {(q, g): score(features[q][0], features[g][1], relevant, junk) for q in features for g in features}

@@ -7,7 +7,9 @@ query with no positive is left out of every mean. All values lie in [0, 1], or a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -77,7 +79,7 @@ def revisited(ranks: Ints, gnd: Sequence[dict[str, Ints]]) -> dict[str, float]:
         ranks: [gallery, queries], the public layout: each *column* is a query's ranking.
         gnd: one dict a query with index arrays `easy`, `hard`, `junk`.
     """
-    return {protocol: found["map"] for protocol, found in revisited_details(ranks, gnd).items()}
+    return {name: _mean(average_precision_of(hits)) for name, hits in _revisited_hits(ranks, gnd).items()}
 
 
 def revisited_details(
@@ -111,24 +113,30 @@ def _revisited_hits(ranks: Ints, gnd: Sequence[dict[str, Ints]]) -> dict[str, Hi
         if missing := {"easy", "hard", "junk"} - set(truth):
             raise ConfigError(f"gnd[{q}] has no {', '.join(sorted(missing))}; valid: easy, hard, junk")
     named = [np.asarray(truth[key]) for truth in gnd for key in ("easy", "hard", "junk")]
-    size = max([len(ranks), int(ranks.max(initial=-1)) + 1, *(int(a.max()) + 1 for a in named if a.size)])
-    codes = np.zeros(size + 1, dtype=np.int8)
-    collected: dict[str, list[tuple[Ints, int]]] = {protocol: [] for protocol in _PROTOCOLS}
-    for row, truth in zip(_rankings(ranks), gnd, strict=True):
-        labels = {_EASY: truth["easy"], _HARD: truth["hard"], _JUNK: truth["junk"]}
-        for protocol, found in _query_hits(row, labels, codes).items():
-            collected[protocol].append(found)
-    return {protocol: _assembled(found) for protocol, found in collected.items()}
+    size = max([len(ranks), *(int(a.max()) + 1 for a in named if a.size)])
+    starts = range(0, len(gnd), _BLOCK)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy lets go of the interpreter while it copies and gathers
+        blocks = threads.map(lambda s: _block_hits(ranks[:, s : s + _BLOCK], gnd[s : s + _BLOCK], size), starts)
+        found = [query for block in blocks for query in block]
+    return {protocol: _assembled([query[protocol] for query in found]) for protocol in _PROTOCOLS}
 
 
-_BLOCK_BYTES = 32 * 2**20
+_BLOCK, _TILE = 64, 1024
 
 
-def _rankings(ranks: Ints) -> Iterator[Ints]:
-    """Columns of [gallery, queries] as contiguous rows, a block at a time: a strided read is several times slower."""
-    width = max(1, _BLOCK_BYTES // max(1, ranks.shape[0] * ranks.itemsize))
-    for start in range(0, ranks.shape[1], width):
-        yield from np.ascontiguousarray(ranks[:, start : start + width].T)
+def _block_hits(ranks: Ints, gnd: Sequence[dict[str, Ints]], size: int) -> list[dict[str, tuple[Ints, int]]]:
+    """Hits of some queries, a column of `ranks` each; `size` is above every labelled gallery index."""
+    # A column is read with a stride as long as a row, a new page each; turning small tiles is 4 times faster.
+    rows = np.empty(ranks.shape[::-1], dtype=ranks.dtype)
+    for start in range(0, len(ranks), _TILE):
+        rows[:, start : start + _TILE] = ranks[start : start + _TILE].T
+    labelled = [{_EASY: t["easy"], _HARD: t["hard"], _JUNK: t["junk"]} for t in gnd]
+    codes = np.zeros(size + 1, dtype=np.int8)  # the last entry is -1's
+    try:
+        return [_query_hits(row, labels, codes) for row, labels in zip(rows, labelled, strict=True)]
+    except IndexError:  # truncated rankings of a gallery larger than what is labelled
+        codes = np.zeros(int(rows.max()) + 2, dtype=np.int8)
+        return [_query_hits(row, labels, codes) for row, labels in zip(rows, labelled, strict=True)]
 
 
 def _query_hits(row: Ints, labels: dict[int, Ints], codes: npt.NDArray[np.int8]) -> dict[str, tuple[Ints, int]]:
@@ -139,14 +147,20 @@ def _query_hits(row: Ints, labels: dict[int, Ints], codes: npt.NDArray[np.int8])
     totals = {code: int(np.count_nonzero(codes[np.unique(group)] == code)) for code, group in labels.items()}
     for group in labels.values():
         codes[group] = 0
-    where = np.flatnonzero(found)
+    where = np.flatnonzero(found.view(np.bool_))
     kind = found[where]
-    result = {}
+    result: dict[str, tuple[Ints, int]] = {}
     for protocol, (good, bad) in _PROTOCOLS.items():
-        position = where[np.isin(kind, good)]
-        removed = where[np.isin(kind, bad)]
+        position = where[_among(kind, good)]
+        removed = where[_among(kind, bad)]
         result[protocol] = (position - np.searchsorted(removed, position), sum(totals[g] for g in good))
     return result
+
+
+def _among(kind: npt.NDArray[np.int8], codes: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    table = np.zeros(_JUNK + 1, dtype=np.bool_)
+    table[list(codes)] = True
+    return table[kind]
 
 
 def _assembled(found: list[tuple[Ints, int]]) -> Hits:

@@ -1,0 +1,41 @@
+"""Timing and printing that the benchmarks share."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+
+def interleaved(actions: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
+    """Seconds of each action, one after the other in every round, so that a slow spell of the machine hits all."""
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    for turn in range(warmup + rounds):
+        for name, action in actions.items():
+            started = time.perf_counter()
+            action()
+            if turn >= warmup:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def median(values: Sequence[float]) -> float:
+    return statistics.median(values)
+
+
+def spread(values: Sequence[float]) -> float:
+    """Half the distance between the quartiles, relative to the median."""
+    first, _, third = statistics.quantiles(values, n=4)
+    return (third - first) / 2 / median(values)
+
+
+def show(**figures: Any) -> None:
+    """The last line: one JSON object, numbers rounded to four digits, and where they were taken."""
+    rounded = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in figures.items()}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    print(json.dumps({**rounded, "device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}))

@@ -1,0 +1,114 @@
+"""A PrunNet step against a plain dense step of the same network, interleaved in one run.
+
+    python -m benchmarks.train_step [--rounds 15]
+
+resnet18 (released stem, 32 px, batch 64, 4 subnetworks, 1 process, 2 threads, SGD, no data loading). The floor
+is 5 passes for 1: `ratio` 5.0. `ratio_bf16`: bf16 autocast, channels-last, against a bf16 dense step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from benchmarks.common import interleaved, median, show, spread
+from prunnet.config import TrainConfig
+from prunnet.data.base import MemoryImages
+from prunnet.data.transforms import Preprocessing
+from prunnet.nets import RetrievalNet
+from prunnet.objectives.prunnet import PrunNet
+from prunnet.training import Trainer
+
+BATCH, SIDE, CLASSES = 64, 32, 100
+
+
+def make(precision: str) -> tuple[Trainer, Callable[[], None], torch.Tensor, torch.Tensor]:
+    """A trainer, a dense step on an equal network, and a batch."""
+    preprocessing = Preprocessing(SIDE, SIDE, 3, False, (0.5,) * 3, (0.5,) * 3)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, (BATCH, 3, SIDE, SIDE), dtype=np.uint8)
+    images = MemoryImages(pixels, rng.integers(0, CLASSES, BATCH), preprocessing)
+    config = TrainConfig(precision=precision, batch_size=BATCH, lr=0.01)  # type: ignore[arg-type]
+    trainer = Trainer(RetrievalNet("resnet18", CLASSES, stem="released"), images, config, preprocessing=preprocessing)
+    inputs, labels = next(iter(trainer._batches(0, 0)))
+    return trainer, dense_step(trainer, inputs, labels), inputs, labels
+
+
+def dense_step(trainer: Trainer, inputs: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
+    """Forward, backward, SGD of the plain network: no masks, no scores."""
+    net = RetrievalNet("resnet18", CLASSES, stem="released").to(memory_format=trainer.layout)  # type: ignore[call-overload]
+    weights = [p for name, p in net.named_parameters() if not name.endswith(".score")]
+    config = trainer.config
+    optimizer = torch.optim.SGD(weights, config.lr, config.momentum, weight_decay=config.weight_decay, fused=True)
+
+    def step() -> None:
+        with torch.autocast("cpu", trainer.dtype, enabled=trainer.dtype != torch.float32):
+            logits = net(inputs)
+        optimizer.zero_grad()
+        F.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+
+    net.train()
+    return step
+
+
+def shares(trainer: Trainer, inputs: torch.Tensor, labels: torch.Tensor, rounds: int) -> dict[str, float]:
+    """Seconds of a step spent on selecting and applying masks, on integration, on communication (none here)."""
+    objective = trainer.objective
+    assert isinstance(objective, PrunNet)
+    count = range(len(trainer.config.capacities))
+
+    def apply_all() -> None:
+        for name, weight in objective.weights.items():
+            for index in count:
+                objective.masks[name].apply(weight, index)
+
+    shapes = [*objective.weights.values(), *objective.shared]
+    passes = [[torch.randn_like(t) for t in shapes] for _ in range(len(count) + 1)]
+    taken = interleaved(
+        {
+            "select": objective.update_masks,
+            "apply": apply_all,
+            "integrate": lambda: objective.integrate(passes, 0),
+            "reduce": lambda: objective.reducer.average(passes[0]),
+        },
+        rounds,
+    )
+    return {name: median(values) for name, values in taken.items()}
+
+
+def measure(precision: str, rounds: int) -> dict[str, float]:
+    trainer, dense, inputs, labels = make(precision)
+    taken = interleaved({"dense": dense, "prunnet": lambda: trainer.step(inputs, labels)}, rounds, warmup=4)
+    dense_seconds, step_seconds = median(taken["dense"]), median(taken["prunnet"])
+    parts = shares(trainer, inputs, labels, max(5, rounds // 2))
+    return {
+        "ratio": step_seconds / dense_seconds,
+        "dense_seconds": dense_seconds,
+        "step_seconds": step_seconds,
+        "spread": spread(taken["prunnet"]),
+        "masks_share": (parts["select"] + parts["apply"]) / step_seconds,
+        "integration_share": parts["integrate"] / step_seconds,
+        "communication_share": parts["reduce"] / step_seconds,
+        "masks_in_dense_steps": (parts["select"] + parts["apply"]) / dense_seconds,
+        "integration_in_dense_steps": parts["integrate"] / dense_seconds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(2)
+    started = time.perf_counter()
+    fp32, bf16 = measure("fp32", rounds), measure("bf16", rounds)
+    show(**fp32, **{f"{name}_bf16": value for name, value in bf16.items()}, seconds=time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()

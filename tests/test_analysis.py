@@ -1,0 +1,79 @@
+"""Fronts are data; plots, tables and the report draw what is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analysis import plots, report, tables
+from analysis.frame import Frame
+from analysis.pareto import Point, front, hypervolume
+
+points = st.lists(st.builds(Point, st.integers(0, 8), st.integers(0, 8)), max_size=12)
+
+
+@given(points)
+def test_the_front_is_what_no_point_beats(points: list[Point]) -> None:
+    def beaten(p: Point) -> bool:
+        return any(q.cost <= p.cost and q.value >= p.value and (q.cost, q.value) != (p.cost, p.value) for q in points)
+
+    expected = {(p.cost, p.value) for p in points if not beaten(p)}
+    found = front(points)
+    assert {(p.cost, p.value) for p in found} == expected
+    assert len(found) == len(expected)
+    assert [p.cost for p in found] == sorted(p.cost for p in found)
+
+
+@given(points)
+def test_hypervolume_counts_the_cells_below_the_front(points: list[Point]) -> None:
+    cells = sum(any(p.cost <= x and p.value > y for p in points) for x in range(9) for y in range(9))
+    assert hypervolume(points, reference=Point(9, 0)) == cells
+
+
+def frame() -> Frame:
+    common = {
+        "method": "prunnet", "backbone": "resnet18", "dataset": "glyphs", "split": "test", "seed": 0, "queries": 10,
+        "gallery_size": 10, "params_total": 100, "train_capacities": "0.5",
+    }  # fmt: skip
+    return Frame(
+        [
+            {
+                **common,
+                "query_capacity": q,
+                "gallery_capacity": g,
+                "macs": int(1e6 * q),
+                "params_kept": int(100 * q),
+                "map": 0.5 * q + 0.3 * g,
+                "recall_at_1": None if (q, g) == (0.2, 0.2) else 0.9 * q,
+            }
+            for q in (1.0, 0.5, 0.2)
+            for g in (1.0, 0.5, 0.2)
+        ]
+    )
+
+
+def test_the_table_shows_self_and_cross_tests() -> None:
+    lines = tables.capacity_table(frame())
+    assert [line[:2] for line in lines] == [("1", "yes"), ("0.5", "yes"), ("0.2", "no")]
+    assert lines[1][4:] == ("40.0", "45.0", "55.0", "45.0")
+    assert lines[2][5] == "-"
+    assert tables.markdown(frame()).count("\n") == 4
+
+
+def test_figures_and_report_are_written(tmp_path: Path) -> None:
+    plots.save(plots.pareto_figure(frame()), tmp_path / "pareto.png")
+    assert (tmp_path / "pareto.png").read_bytes()[:4] == b"\x89PNG"
+    report.write(tmp_path / "report.html", frame(), title="A <sweep>", command="run it", recipe="a: 1", failures=["x"])
+    text = (tmp_path / "report.html").read_text()
+    assert "A &lt;sweep&gt;" in text
+    assert text.count("data:image/png;base64,") == 2
+    assert "http" not in text.replace("http-equiv", "")  # nothing is fetched
+
+
+def test_a_missing_pair_is_none() -> None:
+    assert frame().get(1.0, 0.3) is None
+    assert [row["query_capacity"] for row in frame().cross_tests()] == [1.0, 0.5, 0.2]
+    assert frame().points(frame().self_tests())[0] == Point(1_000_000, pytest.approx(0.8), "1")

@@ -1,0 +1,73 @@
+"""What the cluster floor promises, on a local Ray: retries, replaced actors, failures reported, nothing leaked."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from cluster.pool import Pool
+from cluster.session import check_resources, session
+from prunnet.config import ClusterConfig
+from prunnet.errors import ResourceError
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    with session(ClusterConfig(workers=1, actors=1)):
+        yield
+
+
+@ray.remote(num_cpus=1)
+class Worker:
+    """Squares numbers; dies or fails on the first tries of some, leaving a mark of each try."""
+
+    def square(self, number: int, marks: str) -> int:
+        mark = Path(marks)
+        tries = len(list(mark.glob(f"{number}-*")))
+        (mark / f"{number}-{tries}").touch()
+        if number == 13:
+            raise ValueError("thirteen is refused")
+        if number == 7 and tries == 0:
+            os._exit(1)
+        if number == 5 and tries < 2:
+            raise OSError("a passing trouble")
+        return number * number
+
+
+def test_every_unit_is_done_once_whatever_dies(local_ray: None, tmp_path: Path) -> None:
+    pool: Pool[int] = Pool(Worker.remote, size=2, attempts=3)
+    done, retried = [], []
+    outcome = pool.run(
+        range(14),
+        lambda actor, number: actor.square.remote(number, str(tmp_path)),
+        on_done=lambda unit, result: done.append((unit, result)),
+        on_retry=lambda unit, why: retried.append(unit),
+    )
+    pool.close()
+    assert sorted(done) == [(n, n * n) for n in range(13)] == sorted(outcome.done)
+    assert sorted(retried) == [5, 5, 7, 13, 13]
+    assert [(unit, "thirteen is refused" in why) for unit, why in outcome.failed] == [(13, True)]
+    assert len(list(tmp_path.glob("13-*"))) == 3
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, "CPUs were not given back"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"workers": 500}, "cluster.workers=500 with 1 CPU"),
+        ({"actors": 1, "cpus_per_actor": 1000}, "cluster.actors=1 with 1000 CPU"),
+        ({"gpus_per_worker": 8}, "8 GPU"),
+    ],
+)
+def test_what_the_cluster_cannot_give_is_said_at_once(local_ray: None, asked: dict[str, float], says: str) -> None:
+    with pytest.raises(ResourceError, match=says) as caught:
+        check_resources(ClusterConfig(**{"workers": 1, "actors": 1, **asked}))  # type: ignore[arg-type]
+    assert "the cluster has" in str(caught.value)

@@ -1,0 +1,250 @@
+"""The main job for real: end to end, resumed, killed in every part, submitted to a running head."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from prunnet import results
+from prunnet.checkpoint import load_network
+from tests.conftest import REPOSITORY, image_folder
+
+pytestmark = pytest.mark.slow
+
+EPOCHS, CAPACITIES = 20, [1.0, 0.7, 0.4, 0.2, 0.1, 0.05]
+
+
+def command(data: Path, storage: Path, *more: str) -> list[str]:
+    """The main job on a small folder of images."""
+    settings = {
+        "name": "job",
+        "data.name": "imagefolder",
+        "data.root": str(data),
+        "data.image_size": 16,
+        "model.options": "{channels: [8, 8, 16, 32]}",
+        "train.epochs": EPOCHS,
+        "train.batch_size": 16,
+        "sweep.capacities": str(CAPACITIES),
+        "sweep.calibration_images": 32,
+        "cluster.storage": str(storage),
+    }
+    sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    return [sys.executable, "sweeps/capacity.py", *sets, *more]
+
+
+def run(arguments: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, timeout=400, **options)  # type: ignore[call-overload]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        arguments,
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_until(condition: Callable[[], object], job: subprocess.Popen[str], seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert job.poll() is None, job.communicate()[0]
+        assert time.monotonic() < deadline, "the job did not get that far"
+        time.sleep(0.02)
+
+
+def descendants(job: subprocess.Popen[str], title: str) -> list[psutil.Process]:
+    """Processes below the job whose title (Ray's `ray::Class.method`) holds `title`."""
+    found = []
+    for process in psutil.Process(job.pid).children(recursive=True):
+        try:
+            if title in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def checkpoints(storage: Path) -> int:
+    """Registered checkpoints: those that Ray Train's own list names."""
+    lists = list(storage.glob("job/training/*/checkpoint_manager_snapshot.json"))
+    return lists[0].read_text().count("checkpoint_dir_name") if lists else 0
+
+
+def outcome(storage: Path) -> tuple[str, object]:
+    """The weights' hash and the deterministic columns of the table."""
+    _, header = load_network(storage / "job" / "model.safetensors")
+    return header["weights_sha"], results.deterministic(results.read(storage / "job" / "results"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return image_folder(tmp_path_factory.mktemp("images"), classes=10, per_class=10, side=16)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbs."""
+    storage = tmp_path_factory.mktemp("undisturbed")
+    done = run(command(data, storage))
+    assert done.returncode == 0, done.stdout + done.stderr
+    for said in ("epoch 20", "36 tests", "pareto.png", "report.html"):
+        assert said in done.stdout
+    return storage
+
+
+def test_a_run_leaves_everything_and_a_second_does_nothing_twice(data: Path, undisturbed: Path) -> None:
+    folder = undisturbed / "job"
+    assert all((folder / name).stat().st_size > 0 for name in ("pareto.png", "report.html", "recipe.yaml"))
+    table = results.read(folder / "results")
+    assert len(table) == len(CAPACITIES) ** 2
+    before = {p: p.stat().st_mtime_ns for d in ("results", "features", "training") for p in (folder / d).rglob("*")}
+    again = run(command(data, undisturbed))
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "finished before (20 epochs), nothing to do" in again.stdout
+    assert "36 of 36 finished before" in again.stdout
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_a_new_capacity_adds_only_the_missing_pairs(data: Path, undisturbed: Path) -> None:
+    import shutil
+
+    storage = undisturbed.parent / "more"
+    shutil.copytree(undisturbed, storage)
+    features = {p.name for p in (storage / "job" / "features").iterdir()}
+    done = run(command(data, storage, "--set", "sweep.capacities=[1.0,0.7,0.4,0.2,0.1,0.05,0.3]"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "36 of 49 finished before" in done.stdout
+    assert len({p.name for p in (storage / "job" / "features").iterdir()} - features) == 1
+    assert len(results.read(storage / "job" / "results")) == 49
+
+
+def test_killed_workers_and_actors_change_nothing(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    job = start(command(data, tmp_path))
+    wait_until(lambda: checkpoints(tmp_path) >= 1, job)
+    descendants(job, "RayTrainWorker")[0].kill()
+    wait_until(lambda: len(list(tmp_path.glob("job/features/*"))) >= 1, job)
+    descendants(job, "ray::Evaluator")[0].kill()
+    output = job.communicate(timeout=300)[0]
+    assert job.returncode == 0, output
+    assert outcome(tmp_path) == outcome(undisturbed)
+
+
+def test_a_killed_driver_loses_nothing(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    def killed_when(condition: Callable[[], object]) -> None:
+        job = start(command(data, tmp_path))
+        wait_until(condition, job)
+        family = [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]
+        os.kill(job.pid, signal.SIGKILL)
+        job.wait()
+        psutil.wait_procs(family, timeout=60)
+
+    killed_when(lambda: checkpoints(tmp_path) >= 2)
+    trained = checkpoints(tmp_path)
+    killed_when(lambda: len(list(tmp_path.glob("job/features/*.safetensors"))) >= 2)
+    assert trained >= 2
+    kept = {p: p.stat().st_mtime_ns for p in tmp_path.glob("job/features/*.safetensors")}
+    done = run(command(data, tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing to do" in done.stdout
+    assert kept == {p: p.stat().st_mtime_ns for p in kept}
+    assert outcome(tmp_path) == outcome(undisturbed)
+
+
+def test_a_torn_list_of_checkpoints_is_named(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "job" / "model.safetensors").unlink()
+    snapshot = next(tmp_path.glob("job/training/*/checkpoint_manager_snapshot.json"))
+    snapshot.write_text(snapshot.read_text()[:-30])
+    done = run(command(data, tmp_path))
+    assert done.returncode == 2
+    assert f"'{snapshot}' is torn; remove that file" in done.stderr
+
+
+def test_two_jobs_in_one_folder_are_refused(data: Path, tmp_path: Path) -> None:
+    import fcntl
+
+    (tmp_path / "job").mkdir()
+    with (tmp_path / "job" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = run(command(data, tmp_path))
+    assert done.returncode == 2
+    assert "another job is at work" in done.stderr
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[str]:
+    """A Ray head on loopback; yields the address of its job server. Ends only what it started."""
+    port, dashboard = free_port(), free_port()
+    head = subprocess.Popen(
+        [
+            str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={port}",
+            f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1",
+            "--disable-usage-stats", "--ray-client-server-port=0",
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: answers(dashboard), head, seconds=90)
+        yield f"http://127.0.0.1:{dashboard}"
+    finally:
+        family = psutil.Process(head.pid).children(recursive=True)
+        head.terminate()
+        for process in (*family, head):
+            try:
+                process.kill()
+            except (psutil.Error, OSError):
+                continue
+        head.wait(timeout=30)
+
+
+def answers(port: int) -> bool:
+    import urllib.error
+    import urllib.request
+
+    try:
+        return urllib.request.urlopen(f"http://127.0.0.1:{port}/api/version", timeout=2).status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def test_the_job_is_submitted_to_a_running_head_and_resumes(data: Path, head: str, tmp_path: Path) -> None:
+    submit = [
+        str(Path(sys.executable).parent / "ray"),
+        "job",
+        "submit",
+        "--address",
+        head,
+        "--working-dir",
+        ".",
+    ]
+    arguments = ["python" if part == sys.executable else part for part in command(data, tmp_path)]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    first = run([*submit, "--", *arguments, "--set", "train.epochs=3"], env=environment)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "36 tests" in first.stdout
+    second = run([*submit, "--", *arguments, "--set", "train.epochs=3"], env=environment)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "36 of 36 finished before" in second.stdout
+    refused = run([*submit, "--", *arguments, "--set", "cluster.workers=64", "--fresh"], env=environment)
+    assert refused.returncode == 1
+    assert "cluster.workers=64 with 1 CPU(s) a worker asks for 64 CPU(s)" in refused.stdout + refused.stderr

@@ -1,0 +1,134 @@
+"""The table: parts are atomic and idempotent; torn and foreign files are named; one row a key."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from prunnet import best_under, results
+from prunnet.errors import ConfigError, ResultsError
+
+
+def row(key: str, **columns: object) -> dict[str, object]:
+    return {"unit_key": key, "status": "complete", "query_capacity": 0.5, "gallery_capacity": 1.0, **columns}
+
+
+def test_written_rows_are_read_back_and_absent_values_are_null(tmp_path: Path) -> None:
+    results.write_part(tmp_path, [row("a", map=0.5), row("b", map=0.25)])
+    table = results.read(tmp_path)
+    assert table.schema == results.SCHEMA
+    assert table["map"].to_pylist() == [0.5, 0.25]
+    assert table["latency_ms_b1"].to_pylist() == [None, None]
+    assert results.finished_keys(tmp_path) == {"a", "b"}
+
+
+def test_writing_the_same_rows_twice_changes_nothing(tmp_path: Path) -> None:
+    first = results.write_part(tmp_path, [row("a", map=0.5), row("b")])
+    stamp = first.stat().st_mtime_ns
+    second = results.write_part(tmp_path, [row("b"), row("a", map=0.5)])
+    assert (first, first.stat().st_mtime_ns) == (second, stamp)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_key_in_two_parts_is_one_row(tmp_path: Path) -> None:
+    results.write_part(tmp_path, [row("a"), row("b")])
+    results.write_part(tmp_path, [row("b"), row("c")])
+    assert sorted(results.read(tmp_path)["unit_key"].to_pylist()) == ["a", "b", "c"]
+
+
+def test_partial_rows_are_not_finished(tmp_path: Path) -> None:
+    results.write_part(tmp_path, [row("a", status="partial"), row("b")])
+    assert results.finished_keys(tmp_path) == {"b"}
+
+
+def test_torn_and_foreign_files_are_named(tmp_path: Path) -> None:
+    part = results.write_part(tmp_path, [row("a")])
+    part.write_bytes(part.read_bytes()[:-20])
+    with pytest.raises(ResultsError, match=f"torn part '{part.name}'"):
+        results.read(tmp_path)
+    part.unlink()
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ResultsError, match=r"foreign file 'notes.txt'"):
+        results.read(tmp_path)
+    (tmp_path / "notes.txt").unlink()
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "part-0.parquet")
+    with pytest.raises(ResultsError, match="another schema"):
+        results.read(tmp_path)
+
+
+def test_what_a_dying_writer_leaves_is_not_read(tmp_path: Path) -> None:
+    results.write_part(tmp_path, [row("a")])
+    (tmp_path / ".part-123.parquet.99.tmp").write_bytes(b"half")
+    assert results.finished_keys(tmp_path) == {"a"}
+
+
+def test_a_killed_writer_leaves_whole_parts_only(tmp_path: Path) -> None:
+    script = (
+        "import sys; from prunnet import results\n"
+        "for i in range(10**6): results.write_part(sys.argv[1], [{'unit_key': f'{i}', 'status': 'complete'}])"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
+    while len(list(tmp_path.glob("part-*"))) < 20:
+        assert writer.poll() is None
+    writer.kill()
+    writer.wait()
+    keys = results.finished_keys(tmp_path)
+    assert len(keys) == len(list(tmp_path.glob("part-*"))) >= 20
+
+
+def test_a_full_disk_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        results.write_part(tmp_path, [row("a")])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_rows_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match="needs a unit_key"):
+        results.write_part(tmp_path, [{"map": 0.5}])
+    with pytest.raises(ResultsError, match="unknown columns"):
+        results.write_part(tmp_path, [row("a", accuracy=1.0)])
+
+
+def test_keys_hold_what_determines_a_unit() -> None:
+    one = results.features_key(weights="w", capacity=0.5)
+    assert one == results.features_key(capacity=0.5, weights="w")
+    assert one != results.features_key(weights="w", capacity=0.4)
+    assert results.test_key("q", "g", "p") != results.test_key("g", "q", "p")
+
+
+def test_deterministic_columns_leave_measurements_out() -> None:
+    a = results.as_table([row("a", eval_seconds=1.0, created_at="now"), row("b")])
+    b = results.as_table([row("b"), row("a", eval_seconds=2.0, created_at="later")])
+    assert results.deterministic(a).equals(results.deterministic(b))
+
+
+def test_best_under_picks_the_row_to_ship() -> None:
+    table = results.as_table(
+        [
+            row("small", macs=100, map=0.6, recall_at_1=0.7),
+            row("large", macs=300, map=0.8, recall_at_1=0.9),
+            row("worse", macs=200, map=0.5, recall_at_1=0.8),
+            row("self", macs=50, map=0.9, gallery_capacity=0.5),
+            row("unknown", macs=None, map=0.99),
+            row("nan", macs=10, map=math.nan),
+        ]
+    )
+    assert best_under(table, macs=250)["unit_key"] == "small"
+    assert best_under(table, macs=300)["unit_key"] == "large"
+    assert best_under(table, macs=250, min_recall=0.75)["unit_key"] == "worse"
+    assert best_under(table, macs=60, gallery_capacity=None)["unit_key"] == "self"
+    with pytest.raises(ConfigError, match="no row of 4 fits"):
+        best_under(table, macs=5)
+    with pytest.raises(ConfigError, match="valid: map"):
+        best_under(table, metric="accuracy")
