@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from analysis.frame import Frame
 from analysis.pareto import Point, front
@@ -37,6 +38,9 @@ def pareto_figure(frame: Frame) -> Figure:
     axes.set_xlabel("theoretical MFLOPs an image (unstructured sparsity: MACs of kept weights x 2)")
     axes.set_ylabel("mAP (%)")
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(color=GREY, alpha=0.25)
     axes.legend(loc="lower right")
     first = frame.rows[0]

@@ -79,6 +79,7 @@ def _follow(board: Any, progress: Progress, console: Console, stop: threading.Ev
             console.print(
                 f"epoch {entry['epoch']:g}  {entry['seconds']:.0f} s  loss at capacity {losses}",
                 highlight=False,
+                soft_wrap=True,
             )
         shown = len(history)
         if last:

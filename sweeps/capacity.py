@@ -50,7 +50,7 @@ def sweep(recipe: Recipe, *, fresh: bool = False, console: Console | None = None
     console = console or Console()
     recipe = absolute_paths(recipe)
     with open_run(recipe, fresh=fresh) as run:
-        console.print(f"run {run.folder}")
+        console.print(f"run {run.folder}", soft_wrap=True)
         dataset = data.load(recipe.data)
         dataset.split(recipe.sweep.split)
         net, header = trained_network(recipe, run, dataset, console)
@@ -149,30 +149,35 @@ def evaluation_plan(recipe: Recipe, run: Run, net: RetrievalNet, leave_one_out: 
 
 
 def conclude(recipe: Recipe, run: Run, units: Units, failures: list[tuple[float, str]], console: Console) -> None:
-    """Prints the table, draws the front, writes the report and the manifest."""
-    text = run.write_recipe(recipe)
+    """Records what the sweep consists of and what failed; prints the table, draws the front, writes the report."""
+    run.write_recipe(recipe)
     run.write_manifest({"name": recipe.name, "unit_keys": list(units.tests), "failures": failures})
-    frame = Frame.load(run.results, units.tests)
-    said = [f"capacity {capacity:g} failed: {error}" for capacity, error in failures]
+    draw(run, console)
+
+
+def draw(run: Run, console: Console) -> None:
+    """Table, front and report of the last sweep in a run's folder."""
+    manifest = run.manifest()
+    frame = Frame.load(run.results, manifest["unit_keys"])
+    failures = [f"capacity {capacity:g} failed: {error}" for capacity, error in manifest["failures"]]
     if frame.rows:
-        table = Table(*tables.HEAD, title=f"{recipe.name}: {len(frame.rows)} tests", box=None)
+        table = Table(*tables.HEAD, title=f"{manifest['name']}: {len(frame.rows)} tests", box=None)
         for cells in tables.capacity_table(frame):
             table.add_row(*cells)
         console.print(table)
         plots.save(plots.pareto_figure(frame), run.folder / "pareto.png")
-        command = f"python sweeps/capacity.py --recipe {run.folder / 'recipe.yaml'}"
         report.write(
             run.folder / "report.html",
             frame,
-            title=f"Capacity sweep {recipe.name}",
-            command=command,
-            recipe=text,
-            failures=said,
+            title=f"Capacity sweep {manifest['name']}",
+            command=f"python sweeps/capacity.py --recipe {run.recipe}",
+            recipe=run.recipe.read_text(encoding="utf-8"),
+            failures=failures,
         )
-        console.print(
-            f"results {run.results}\nfront   {run.folder / 'pareto.png'}\nreport  {run.folder / 'report.html'}"
-        )
-    for line in said:
+        for what, path in (("results", run.results), ("front", run.folder / "pareto.png")):
+            console.print(f"{what:<8}{path}", soft_wrap=True)
+        console.print(f"{'report':<8}{run.folder / 'report.html'}", soft_wrap=True)
+    for line in failures:
         console.print(line, style="red", markup=False)
 
 

@@ -43,15 +43,25 @@ class Run:
         """Ray Train's own files: checkpoints."""
         return self.folder / "training"
 
-    def write_recipe(self, recipe: Recipe) -> str:
-        """Keeps the recipe beside its results; returns it as YAML."""
-        text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-        _replace(self.folder / "recipe.yaml", text)
-        return text
+    @property
+    def recipe(self) -> Path:
+        return self.folder / "recipe.yaml"
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Keeps the recipe beside its results."""
+        _replace(self.recipe, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Which unit keys the last sweep used, and what failed."""
         _replace(self.folder / "manifest.json", json.dumps(manifest, indent=1))
+
+    def manifest(self) -> dict[str, Any]:
+        """The last sweep's; ConfigError where the folder holds none."""
+        path = self.folder / "manifest.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise ConfigError(f"{str(path)!r} is not there or torn: no finished sweep in this folder") from None
 
 
 @contextmanager

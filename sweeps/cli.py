@@ -1,0 +1,54 @@
+"""The console script `prunnet`: what can be done, one subcommand each.
+
+Exit codes: 0 done; 1 some capacity failed, the rest is there; 2 what was asked cannot be served, said in one line.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from prunnet.errors import PrunnetError
+from prunnet.results import best_under
+from sweeps import capacity
+from sweeps.run import Run
+
+app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
+
+app.command(
+    "sweep", help="Train or load a network, sweep capacities, draw the front. Example: prunnet sweep --recipe R"
+)(capacity.main)
+
+
+@app.command(help="Table, front and report of a run's last sweep, drawn again. Example: prunnet report runs/demo")
+def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
+    capacity.draw(Run(run), Console())
+
+
+@app.command(help="The row to ship. Example: prunnet best runs/demo --macs 5e6 --min-recall 0.6")
+def best(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    macs: Annotated[float | None, typer.Option(help="At most so many MACs an image.")] = None,
+    min_recall: Annotated[float | None, typer.Option(help="At least this recall_at_1, 0 to 1.")] = None,
+    metric: Annotated[str, typer.Option(help="What is to be best.")] = "map",
+) -> None:
+    row = best_under(Run(run).results, macs=macs, min_recall=min_recall, metric=metric)
+    typer.echo(json.dumps({name: value for name, value in row.items() if value is not None}, indent=1))
+
+
+def main() -> None:
+    """Entry point: a user's mistake ends in one line and exit code 2."""
+    try:
+        app()
+    except PrunnetError as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
