@@ -7,7 +7,8 @@ and for the one weighted sum.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ from prunnet.errors import ConfigError, unknown
 PROJECTIONS = ("none", "last", "sequential")
 BLOCKS = ("kernel", "tensor")
 WEIGHTINGS = ("mean", "cosine")
-_CACHED = 400_000
-"""Numbers of a piece of rows that is worked on at once, so that it is read from memory only twice."""
+_CACHED = 2_500_000
+"""Numbers of a piece of rows that is worked on at once, so that it stays in cache."""
 _CANCELLED = 1e-12
 """A row counts as cancelled where projection leaves less than this share of its squared norm."""
 
@@ -64,46 +65,60 @@ def integrate(
     safe = torch.where(scale > 0, scale, torch.ones_like(scale))
     unit = flat / safe[:, None, None]
     gram = torch.einsum("ibn,jbn->bij", unit, unit)
-    coefficients = combine(
-        gram, projection=projection, weighting=weighting, exponent=exponent, order=order, eps=eps, scale=safe
+    (coefficients,) = combine(
+        [gram],
+        [list(range(count)) if order is None else [int(j) for j in order]],
+        projection=projection,
+        weighting=weighting,
+        exponent=exponent,
+        eps=eps,
+        scales=safe[None],
     )
     return torch.einsum("bi,ibn->bn", coefficients.to(rows.dtype), unit).reshape(rows.shape[1:])
 
 
 def combine(
-    gram: Tensor,
+    grams: Sequence[Tensor],
+    orders: Sequence[Sequence[int]],
     *,
     projection: str,
     weighting: str,
     exponent: float,
-    order: Sequence[int] | Tensor | None = None,
     eps: float = 0.0,
-    scale: Tensor | None = None,
-) -> Tensor:
-    """Coefficients [B, M] with which each block's rows are summed into the integrated gradient.
+    scales: Tensor | None = None,
+) -> list[Tensor]:
+    """Coefficients with which the rows of T tensors are summed into their integrated gradients, all at once.
 
-    `gram` [B, M, M] holds the inner products of the rows of one tensor, block by block, of rows divided by
-    `scale` [M] (None: ones); then the coefficients are for the divided rows too.
+    Args:
+        grams: one a tensor, [B_t, M, M]: inner products of its rows, block by block.
+        orders: one permutation of range(M) a tensor.
+        scales: [T, M], what the rows of each tensor were divided by before (None: nothing); the coefficients
+            are for the divided rows too.
+
+    Returns:
+        One [B_t, M] a tensor, float64.
     """
-    count = gram.shape[-1]
-    sequence = _checked_order(order, count)
-    gram = gram.double()
-    scale = torch.ones(count, dtype=gram.dtype, device=gram.device) if scale is None else scale.to(gram)
-    # eps is meant for the rows as given; dividing rows by `scale` divides their squared norms by its square.
-    projected = _project(gram, projection, sequence, eps / scale.square() if eps else None)
-    weights = _weigh(gram, projected, weighting, exponent)
-    return count * torch.einsum("i,bij->bj", weights * scale, projected)
+    count = grams[0].shape[-1]
+    for order in orders:
+        if sorted(order) != list(range(count)):
+            raise ConfigError(f"order {list(order)} is not a permutation of 0 … {count - 1}")
+    gram = torch.cat(list(grams)).double()
+    sizes = torch.tensor([len(g) for g in grams], device=gram.device)
+    tensor = torch.repeat_interleave(torch.arange(len(grams), device=gram.device), sizes)  # [B]: whose block
+    # Rows are put into their tensor's order, so that one pass over j = 0 … M-1 serves all tensors.
+    order_of = torch.tensor([list(o) for o in orders], device=gram.device)
+    place = order_of[tensor]  # [B, M]
+    gram = gram.gather(1, place[:, :, None].expand_as(gram)).gather(2, place[:, None, :].expand_as(gram))
+    scale = torch.ones_like(order_of, dtype=gram.dtype) if scales is None else scales.double().gather(1, order_of)
+    # eps is meant for the rows as given; dividing rows by their scale divides their squared norms by its square.
+    projected = _project(gram, projection, (eps / scale.square())[tensor] if eps else None)
+    weights = _weigh(gram, projected, tensor, len(grams), weighting, exponent)
+    ordered = count * torch.einsum("bi,bij->bj", (weights * scale)[tensor], projected)
+    return list(torch.empty_like(ordered).scatter_(1, place, ordered).split(sizes.tolist()))
 
 
-def _checked_order(order: Sequence[int] | Tensor | None, count: int) -> list[int]:
-    sequence = list(range(count)) if order is None else [int(j) for j in order]
-    if sorted(sequence) != list(range(count)):
-        raise ConfigError(f"order {sequence} is not a permutation of 0 … {count - 1}")
-    return sequence
-
-
-def _project(gram: Tensor, projection: str, order: list[int], eps: Tensor | None) -> Tensor:
-    """Coefficients C [B, M, M]: p_i = sum_j C_ij g_j."""
+def _project(gram: Tensor, projection: str, eps: Tensor | None) -> Tensor:
+    """Coefficients C [B, M, M]: p_i = sum_j C_ij g_j, for j in ascending order."""
     blocks, count, _ = gram.shape
     eye = torch.eye(count, dtype=gram.dtype, device=gram.device)
     result = eye.expand(blocks, count, count).clone()
@@ -111,12 +126,12 @@ def _project(gram: Tensor, projection: str, order: list[int], eps: Tensor | None
         return result
     if projection not in PROJECTIONS:
         raise ConfigError(unknown("projection", projection, PROJECTIONS))
-    for j in order:
+    for j in range(count):
         norm = gram[:, j, j]  # [B]
         dots = gram[:, :, j] if projection == "last" else torch.einsum("bik,bk->bi", result, gram[:, :, j])
         conflicts = (dots < 0) & (norm > 0)[:, None]  # [B, M]
         conflicts[:, j] = False
-        divisor = norm if eps is None else norm + eps[j]
+        divisor = norm if eps is None else norm + eps[:, j]
         share = torch.where(conflicts, dots / torch.where(norm > 0, divisor, 1.0)[:, None], 0.0)
         if projection == "last":  # a later conflict replaces an earlier one
             result = torch.where(conflicts[:, :, None], eye, result)
@@ -124,64 +139,95 @@ def _project(gram: Tensor, projection: str, order: list[int], eps: Tensor | None
     return result
 
 
-def _weigh(gram: Tensor, projected: Tensor, weighting: str, exponent: float) -> Tensor:
-    """Weights [M] of the rows of one tensor, sum 1."""
+def _weigh(gram: Tensor, projected: Tensor, tensor: Tensor, tensors: int, weighting: str, exponent: float) -> Tensor:
+    """Weights [T, M] of the rows of each tensor, sum 1; `tensor` [B] says whose block is whose."""
     count = gram.shape[-1]
+    equal = torch.full((tensors, count), 1 / count, dtype=gram.dtype, device=gram.device)
     if weighting == "mean":
-        return torch.full((count,), 1 / count, dtype=gram.dtype, device=gram.device)
+        return equal
     if weighting != "cosine":
         raise ConfigError(unknown("weighting", weighting, WEIGHTINGS))
+
+    def total(values: Tensor) -> Tensor:
+        return torch.zeros_like(equal).index_add_(0, tensor, values)
+
     along = projected @ gram  # <p_i, g_j>
-    dot = torch.einsum("bii->i", along)
-    before = torch.einsum("bii->i", gram)
-    after = (along * projected).sum(dim=(0, 2))
+    dot = total(along.diagonal(dim1=1, dim2=2))
+    before = total(gram.diagonal(dim1=1, dim2=2))
+    after = total((along * projected).sum(dim=2))
     alive = after > _CANCELLED * before
-    length = torch.where(alive, after * before, 1.0).sqrt()
-    cosine = torch.where(alive, dot / length, 0.0).clamp(-1, 1)
+    cosine = torch.where(alive, dot / torch.where(alive, after * before, 1.0).sqrt(), 0.0).clamp(-1, 1)
     raw = ((cosine + 1) / 2) ** exponent
-    total = raw.sum()
-    return torch.where(total > 0, raw / torch.where(total > 0, total, 1.0), 1 / count)
+    summed = raw.sum(dim=1, keepdim=True)
+    return torch.where(summed > 0, raw / torch.where(summed > 0, summed, 1.0), equal)
 
 
-def integrate_with_scores(
-    rows: Tensor,
-    factor: Tensor,
+@dataclass(frozen=True)
+class LayerRows:
+    """The gradients of one layer from M passes, and where their integration goes.
+
+    The score gradient of every pass is its weight gradient times one factor w * sign(s) (METHODS section 2,
+    straight-through), so the rows of the scores are never stored; nor are the masked rows of the weights: they
+    are made twice, a piece at a time, in cache.
+    """
+
+    fill: Callable[[slice, Tensor], None]
+    """fill(kernels, out) writes the weight gradients of some output kernels, each under its pass' mask, to
+    out [b, M, n]."""
+    count: int
+    """M."""
+    weight: Tensor
+    """[B, n]."""
+    score: Tensor
+    """[B, n]."""
+    weight_grad: Tensor
+    """[B, n], written by `integrate_layers`."""
+    score_grad: Tensor
+    """[B, n], likewise."""
+
+    def pieces(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """(kernels, their rows [b, M, n], their factors [b, n]); the next piece overwrites the last one's rows."""
+        blocks, size = self.weight.shape
+        step = max(1, min(blocks, _CACHED // max(1, self.count * size)))
+        scratch = self.weight.new_empty(step, self.count, size)
+        for start in range(0, blocks, step):
+            part = slice(start, min(start + step, blocks))
+            rows = scratch[: part.stop - start]
+            self.fill(part, rows)
+            yield part, rows, self.score[part].sign().mul_(self.weight[part])
+
+
+def integrate_layers(
+    layers: Sequence[LayerRows],
+    orders: Sequence[Sequence[int]],
     *,
-    out: tuple[Tensor, Tensor],
     projection: str,
     block: str,
     weighting: str,
     exponent: float,
-    order: Sequence[int] | Tensor | None = None,
 ) -> None:
-    """Integrates a layer's weight gradients and its score gradients in one go.
+    """Integrates weight and score gradients of all layers; `integrate` of each tensor, in the same numbers.
 
-    The score gradient of every pass is its weight gradient times one `factor` = w * sign(s) (METHODS section
-    2, straight-through), so the rows of the scores are never stored.
-
-    Args:
-        rows: `[B, M, n]`, weight gradients of B output kernels; masked already.
-        factor: `[B, n]`.
-        out: (gradient of the weights, gradient of the scores), each `[B, n]`, written here.
+    `orders` holds one permutation a layer, for its weights and its scores. The gradients are read twice; what
+    lies between, the algebra of all Gram matrices, is done once for all layers.
     """
-    pieces = range(0, rows.shape[0], max(1, _CACHED // max(1, rows[0].numel())))
-    slices = [slice(start, start + pieces.step) for start in pieces]
-    grams = [_both_grams(rows[part], factor[part]) for part in slices]
-    coefficients = []
-    for per_piece in zip(*grams, strict=True):
-        gram = torch.cat(per_piece).double()
-        if block == "tensor":
-            gram = gram.sum(dim=0, keepdim=True)
-        sums = combine(gram, projection=projection, weighting=weighting, exponent=exponent, order=order)
-        coefficients.append(sums.to(rows.dtype).expand(rows.shape[0], -1))
-    both = torch.stack(coefficients, dim=1)  # [B, 2, M]
-    for part in slices:
-        sums = torch.bmm(both[part], rows[part])
-        out[0][part].copy_(sums[:, 0])
-        torch.mul(sums[:, 1], factor[part], out=out[1][part])
+    grams = [gram for layer in layers for gram in _both_grams(layer, block)]
+    twice = [order for order in orders for _ in range(2)]
+    coefficients = combine(grams, twice, projection=projection, weighting=weighting, exponent=exponent)
+    for layer, for_weight, for_score in zip(layers, coefficients[::2], coefficients[1::2], strict=True):
+        both = torch.stack([for_weight, for_score], dim=1).to(layer.weight.dtype).expand(len(layer.weight), -1, -1)
+        for part, rows, factor in layer.pieces():
+            sums = torch.bmm(both[part], rows)  # [b, 2, n]
+            layer.weight_grad[part] = sums[:, 0]
+            torch.mul(sums[:, 1], factor, out=layer.score_grad[part])
 
 
-def _both_grams(rows: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-    """Inner products [b, M, M] of rows [b, M, n], and of rows * factor; small enough a piece to stay in cache."""
-    scaled = rows * factor.unsqueeze(1)
-    return torch.bmm(rows, rows.transpose(1, 2)), torch.bmm(scaled, scaled.transpose(1, 2))
+def _both_grams(layer: LayerRows, block: str) -> tuple[Tensor, Tensor]:
+    """Inner products [B or 1, M, M] of the weights' rows and of the scores' rows, float64."""
+    weights, scores = [], []
+    for _, rows, factor in layer.pieces():
+        weights.append(torch.bmm(rows, rows.transpose(1, 2)))
+        rows *= factor.unsqueeze(1)
+        scores.append(torch.bmm(rows, rows.transpose(1, 2)))
+    both = torch.cat(weights).double(), torch.cat(scores).double()
+    return both if block == "kernel" else (both[0].sum(0, keepdim=True), both[1].sum(0, keepdim=True))

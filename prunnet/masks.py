@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import Executor
 
 import numpy as np
 import torch
@@ -71,10 +72,11 @@ class LayerMasks:
         self._ranks: Tensor | None = None
         self.update(scores)
 
-    @torch.no_grad()
     def update(self, scores: Tensor) -> None:
         """Selects anew after the scores have changed."""
-        torch.abs(scores.detach(), out=self._magnitude)
+        update_all([self], [scores])
+
+    def _select(self) -> None:
         if self._magnitude.device.type == "cpu" and self._select_thresholds():
             self._ranks = None
         else:
@@ -84,11 +86,11 @@ class LayerMasks:
 
     def _select_thresholds(self) -> bool:
         """One partition, nested: each smaller capacity is selected among what the larger one kept."""
-        kept = self._flat().numpy()
+        kept = self._flat().numpy().copy()  # parted in place, ever smaller views of it
         last, left_out = None, 0  # the threshold before, and how many weights equal to it are out already
         for i in self._nested:
             cut = kept.size - self.counts[i]
-            kept = np.partition(kept, cut)
+            kept.partition(cut)
             threshold = kept[cut]
             if not threshold > _MIN_THRESHOLD:
                 return False
@@ -122,18 +124,34 @@ class LayerMasks:
         self.apply_rows(in_memory_order(values), index, out=in_memory_order(result))
         return result
 
-    def apply_rows(self, values: Tensor, index: int, *, out: Tensor) -> None:
-        """As `apply`, on rows [O, n] in memory order, into `out` [O, n]."""
+    def apply_rows(self, values: Tensor, index: int, *, out: Tensor, kernels: slice = slice(None)) -> None:
+        """As `apply`, on the rows [b, n] of some output kernels in memory order, into `out` [b, n]."""
         if self._ranks is not None:
-            torch.mul(values, in_memory_order(self._ranks) < self.counts[index], out=out)
+            torch.mul(values, in_memory_order(self._ranks)[kernels] < self.counts[index], out=out)
             return
         # threshold_backward(v, a, t) is "v where a > t, else 0": one pass, and no mask tensor.
-        magnitude = in_memory_order(self._magnitude)
+        magnitude = in_memory_order(self._magnitude)[kernels]
         torch.ops.aten.threshold_backward(values, magnitude, self._below[index], grad_input=out)
         dropped = self._dropped[index]
         if dropped is not None:
-            out[dropped // out.shape[1], dropped % out.shape[1]] = 0
+            size = out.shape[1]
+            local = dropped - (kernels.start or 0) * size
+            local = local[(local >= 0) & (local < out.shape[0] * size)]
+            out[local // size, local % size] = 0
 
     def mask(self, index: int) -> Tensor:
         """Boolean mask `index` [*scores.shape]."""
         return self.apply(torch.ones_like(self._magnitude), index) != 0
+
+
+@torch.no_grad()
+def update_all(masks: Sequence[LayerMasks], scores: Sequence[Tensor], threads: Executor | None = None) -> None:
+    """Selects the masks of some layers anew, several layers at a time where there are `threads`.
+
+    Only numpy works in the threads (it lets go of the interpreter): a torch operation there would start a second
+    team of OpenMP threads, which then spins against the first.
+    """
+    for mask, score in zip(masks, scores, strict=True):
+        torch.abs(score.detach(), out=mask._magnitude)
+    largest_first = sorted(masks, key=lambda mask: -mask._magnitude.numel())
+    list((threads.map if threads else map)(LayerMasks._select, largest_first))

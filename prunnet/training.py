@@ -113,7 +113,7 @@ class Trainer:
         set_learning_rates(self.optimizer, config, step, self.steps_per_epoch)
         self.net.train()
         losses = self.objective.backward(images, labels, step)
-        nn.utils.clip_grad_norm_(self.net.parameters(), config.clip_norm)
+        clip_gradients(self.net, config.clip_norm)
         self.optimizer.step()
         self.progress.step += 1
         return losses
@@ -151,6 +151,15 @@ class Trainer:
             "images_seen": self.progress.step * self.config.batch_size,
             **named,
         }
+
+
+def clip_gradients(net: nn.Module, limit: float) -> None:
+    """Scales all gradients so that their total norm is at most `limit`."""
+    parameters = [p for p in net.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    # On a CPU a look at the norm is free, and a pass over all gradients to multiply them by one is not.
+    if norm.device.type != "cpu" or not norm <= limit:
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunnet.conflict import BLOCKS, PROJECTIONS, WEIGHTINGS, integrate, integrate_with_scores
+from prunnet.conflict import BLOCKS, PROJECTIONS, WEIGHTINGS, LayerRows, integrate, integrate_layers
 from prunnet.errors import ConfigError
 from tests import reference
 
@@ -55,22 +56,32 @@ def test_parity_with_the_plain_loop(
     assert torch.allclose(found, expected, rtol=1e-10, atol=1e-10 * float(rows.abs().max().clamp(min=1e-300)))
 
 
+def filling(rows: torch.Tensor) -> Callable[[slice, torch.Tensor], None]:
+    """Hands out rows [M, B, n] as a layer does."""
+
+    def fill(kernels: slice, out: torch.Tensor) -> None:
+        out.copy_(rows[:, kernels].transpose(0, 1))
+
+    return fill
+
+
 @pytest.mark.parametrize(("projection", "block", "weighting"), variants)
-def test_a_layers_weights_and_scores_are_integrated_as_two_tensors(projection: str, block: str, weighting: str) -> None:
+def test_all_layers_at_once_equal_each_tensor_alone(projection: str, block: str, weighting: str) -> None:
     generator = torch.Generator().manual_seed(3)
-    rows = torch.randn(5, 6, 7, generator=generator).double()
-    factor = torch.randn(6, 7, generator=generator).double()
-    options = {
-        "projection": projection,
-        "block": block,
-        "weighting": weighting,
-        "exponent": 0.5,
-        "order": [3, 0, 4, 1, 2],
-    }
-    weights, scores = torch.empty(6, 7).double(), torch.empty(6, 7).double()
-    integrate_with_scores(rows.transpose(0, 1).contiguous(), factor, out=(weights, scores), **options)
-    assert torch.allclose(weights, integrate(rows, **options), atol=1e-12)
-    assert torch.allclose(scores, integrate(rows * factor, **options), atol=1e-12)
+    shapes, orders = [(6, 7), (300, 400), (1, 3)], [[3, 0, 4, 1, 2], [0, 1, 2, 3, 4], [4, 3, 2, 1, 0]]
+    rows = [torch.randn(5, *shape, generator=generator).double() for shape in shapes]
+    weights, scores = ([torch.randn(*shape, generator=generator).double() for shape in shapes] for _ in range(2))
+    layers = [
+        LayerRows(filling(r), len(r), w, s, torch.empty_like(w), torch.empty_like(w))
+        for r, w, s in zip(rows, weights, scores, strict=True)
+    ]
+    options = {"projection": projection, "block": block, "weighting": weighting, "exponent": 0.5}
+    integrate_layers(layers, orders, **options)
+    for layer, r, order in zip(layers, rows, orders, strict=True):
+        assert torch.allclose(layer.weight_grad, integrate(r, order=order, **options), atol=1e-12)
+        assert torch.allclose(
+            layer.score_grad, integrate(r * layer.weight * layer.score.sign(), order=order, **options), atol=1e-12
+        )
 
 
 def test_last_projects_from_the_original_and_the_order_decides() -> None:

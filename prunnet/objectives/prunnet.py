@@ -3,6 +3,8 @@ are integrated without conflict, for weights and scores."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,8 +13,8 @@ from torch.func import functional_call
 from prunnet import prunable
 from prunnet.communication import Reducer
 from prunnet.config import TrainConfig
-from prunnet.conflict import integrate_with_scores
-from prunnet.masks import LayerMasks, in_memory_order, laid_out_like
+from prunnet.conflict import LayerRows, integrate_layers
+from prunnet.masks import LayerMasks, in_memory_order, laid_out_like, update_all
 from prunnet.nets import RetrievalNet
 
 
@@ -31,7 +33,7 @@ class PrunNet:
         pruned = {id(p) for p in (*self.weights.values(), *self.scores.values())}
         self.shared = [p for p in net.parameters() if id(p) not in pruned]
         self.masks = {name: LayerMasks(score, config.capacities) for name, score in self.scores.items()}
-        self._buffer: Tensor | None = None
+        self._threads = ThreadPoolExecutor(torch.get_num_threads())
 
     def backward(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
@@ -45,9 +47,8 @@ class PrunNet:
         return losses
 
     def update_masks(self) -> None:
-        """Selects the masks of all capacities from the scores as they are now."""
-        for name, score in self.scores.items():
-            self.masks[name].update(score)
+        """Selects the masks of all capacities from the scores as they are now; layers share the threads."""
+        update_all(list(self.masks.values()), list(self.scores.values()), self._threads)
 
     def _loss(self, images: Tensor, labels: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -75,42 +76,46 @@ class PrunNet:
         generator = torch.Generator().manual_seed(step_seed(self.config.seed, step))
         for parameter, gradient in zip(self.shared, passes[0][len(self.weights) :], strict=True):
             parameter.grad = gradient
-        for position, (name, weight) in enumerate(self.weights.items()):
-            order = torch.randperm(len(passes), generator=generator).tolist()
-            score = self.scores[name]
-            rows = self._masked_rows(name, [gradients[position] for gradients in passes])
-            for parameter in (weight, score):
-                if parameter.grad is None:
-                    parameter.grad = torch.empty_like(weight)
-            assert weight.grad is not None
-            assert score.grad is not None
-            integrate_with_scores(
-                rows,
-                in_memory_order(laid_out_like(weight * score.sign(), weight)),
-                out=(in_memory_order(weight.grad), in_memory_order(score.grad)),
-                projection=self.config.projection,
-                block=self.config.block,
-                weighting=self.config.weighting,
-                exponent=self.config.exponent,
-                order=order,
-            )
+        orders = [torch.randperm(len(passes), generator=generator).tolist() for _ in self.weights]
+        layers = [
+            self._layer_rows(name, [gradients[position] for gradients in passes])
+            for position, name in enumerate(self.weights)
+        ]
+        integrate_layers(
+            layers,
+            orders,
+            projection=self.config.projection,
+            block=self.config.block,
+            weighting=self.config.weighting,
+            exponent=self.config.exponent,
+        )
 
-    def _masked_rows(self, name: str, gradients: list[Tensor]) -> Tensor:
-        """Gradients of one weight -> rows [O, M, n], each subnetwork's under its mask; in shared scratch memory."""
+    def _layer_rows(self, name: str, gradients: list[Tensor]) -> LayerRows:
+        """One layer's gradients from all passes; each subnetwork's is put under its mask when it is read."""
+        weight, score, masks = self.weights[name], self.scores[name], self.masks[name]
         # A convolution may hand its gradient back in another memory format than its weight has.
-        flat = [in_memory_order(laid_out_like(gradient, self.weights[name])) for gradient in gradients]
-        kernels, size = flat[0].shape
-        rows = self._scratch(kernels * len(gradients) * size, flat[0]).view(kernels, len(gradients), size)
-        rows[:, 0] = flat[0]
-        for index, gradient in enumerate(flat[1:]):
-            self.masks[name].apply_rows(gradient, index, out=rows[:, index + 1])
-        return rows
+        dense, *subnetworks = (in_memory_order(laid_out_like(gradient, weight)) for gradient in gradients)
 
-    def _scratch(self, size: int, like: Tensor) -> Tensor:
-        if self._buffer is None or self._buffer.dtype != like.dtype:
-            largest = max(weight.numel() for weight in self.weights.values())
-            self._buffer = like.new_empty(largest * (len(self.config.capacities) + 1))
-        return self._buffer[:size]
+        def fill(kernels: slice, out: Tensor) -> None:
+            out[:, 0] = dense[kernels]
+            for index, gradient in enumerate(subnetworks):
+                masks.apply_rows(gradient[kernels], index, out=out[:, index + 1], kernels=kernels)
+
+        return LayerRows(
+            fill=fill,
+            count=len(gradients),
+            weight=in_memory_order(weight.detach()),
+            score=in_memory_order(laid_out_like(score.detach(), weight)),
+            weight_grad=in_memory_order(_grad(weight)),
+            score_grad=in_memory_order(_grad(score)),
+        )
+
+
+def _grad(parameter: Tensor) -> Tensor:
+    """The parameter's gradient, made in its memory format where there is none yet."""
+    if parameter.grad is None:
+        parameter.grad = torch.empty_like(parameter)
+    return parameter.grad
 
 
 def step_seed(seed: int, step: int) -> int:
