@@ -20,10 +20,12 @@ import ray
 import torch
 
 from cluster.pool import Outcome, Pool
+from prunnet.checkpoint import network_sha
 from prunnet.config import ClusterConfig
 from prunnet.data.base import MemoryImages, RetrievalTest
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError
+from prunnet.memory import keep_freed_memory
 from prunnet.nets import RetrievalNet
 from prunnet.results import write_part
 from prunnet.retrieval.features import StoredFeatures, embed, load_features, save_features
@@ -77,10 +79,12 @@ class Evaluator:
 
     def __init__(self, plan: Plan, weights: dict[str, np.ndarray], images: dict[str, np.ndarray]) -> None:
         torch.set_num_threads(plan.threads)
+        keep_freed_memory()
         self.plan = plan
         self.net = RetrievalNet(**plan.spec)
         # Arrays in the object store are read-only and shared; the network gets its one copy of them here.
         self.net.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
+        self.weights_sha = network_sha(self.net)
         self.net.to(plan.device)
         self.calibration = images["calibration"]
         queries = MemoryImages(images["queries"], images["query_labels"], plan.preprocessing)
@@ -98,7 +102,7 @@ class Evaluator:
             pass  # not there yet, or torn: made now
         started = time.perf_counter()
         plan = self.plan
-        cut = subnetwork(self.net, unit.capacity, random_masks=plan.random_masks)
+        cut = subnetwork(self.net, unit.capacity, random_masks=plan.random_masks, weights_sha=self.weights_sha)
         if plan.calibrate:
             cut.calibrate(calibration_batches(self.calibration, plan.preprocessing, plan.batch_size))
         queries = embed(cut, self.test.queries.pixels, plan.preprocessing, plan.batch_size)

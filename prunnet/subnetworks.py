@@ -19,7 +19,7 @@ from prunnet.cost import Cost, cost_of
 from prunnet.data.base import ImageSet
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError
-from prunnet.masks import top_k_mask
+from prunnet.masks import LayerMasks
 from prunnet.nets import RetrievalNet
 
 FORMAT = "prunnet-subnetwork"
@@ -32,9 +32,11 @@ class Subnetwork:
     as the dense network's and are this subnetwork's own after `calibrate`.
     """
 
-    def __init__(self, net: RetrievalNet, capacity: float, masks: dict[str, Tensor], weights_sha: str) -> None:
+    def __init__(
+        self, net: RetrievalNet, capacity: float, masks: dict[str, Tensor], weights_sha: str | None = None
+    ) -> None:
         self.net, self.capacity, self.masks = net, capacity, masks
-        self.weights_sha = weights_sha
+        self._weights_sha = weights_sha
         self.calibration: str | None = None
         """Hash of the images that the BatchNorm statistics were re-estimated on; None: not re-estimated."""
         dense = {name: module.get_parameter("weight") for name, module in prunable.layers(net).items()}
@@ -75,6 +77,13 @@ class Subnetwork:
         return self
 
     @property
+    def weights_sha(self) -> str:
+        """Hash of the whole network that this was cut from; taken when it is first asked for, if not given."""
+        if self._weights_sha is None:
+            self._weights_sha = network_sha(self.net)
+        return self._weights_sha
+
+    @property
     def mask_sha(self) -> str:
         """Hash of all masks."""
         return hashing.of_arrays({name: np.packbits(m.cpu().numpy()) for name, m in self.masks.items()})
@@ -112,18 +121,21 @@ class Subnetwork:
         return loaded
 
 
-def subnetwork(net: RetrievalNet, capacity: float, *, random_masks: int | None = None) -> Subnetwork:
+def subnetwork(
+    net: RetrievalNet, capacity: float, *, random_masks: int | None = None, weights_sha: str | None = None
+) -> Subnetwork:
     """The subnetwork of any capacity in (0, 1], trained or not; ConfigError for any other number.
 
     `random_masks`: a seed; masks of the same sizes are drawn at random instead (the control for the scores).
+    `weights_sha`: `network_sha(net)` where the caller has it, since hashing takes longer than cutting.
     """
     capacity = check_capacity(capacity)
     scores = {name: module.get_parameter("score") for name, module in prunable.layers(net).items()}
     if random_masks is not None:
         generator = torch.Generator().manual_seed(random_masks)
         scores = {n: torch.rand(s.shape, generator=generator).to(s.device) for n, s in scores.items()}  # type: ignore[misc]
-    masks = {name: top_k_mask(score, capacity) for name, score in scores.items()}
-    return Subnetwork(net, capacity, masks, network_sha(net))
+    masks = {name: LayerMasks(score, [capacity]).mask(0) for name, score in scores.items()}
+    return Subnetwork(net, capacity, masks, weights_sha)
 
 
 def calibration_indices(total: int, images: int, seed: int) -> np.ndarray:

@@ -109,10 +109,13 @@ def _chunk_hits(similarity: Features, relevant: Indices, junk: Indices | None) -
     if junk is not None:
         row = np.repeat(np.arange(len(junk)), [len(j) for j in junk])
         similarity[row, _joined(junk)] = -np.inf
-        relevant = [np.setdiff1d(r, j) for r, j in zip(relevant, junk, strict=True)]
-    counts = np.array([len(r) for r in relevant])
-    row, column = np.repeat(np.arange(len(relevant)), counts), _joined(relevant)
+    gallery = similarity.shape[1]
+    row = np.repeat(np.arange(len(relevant)), [len(r) for r in relevant])
+    row, column = np.divmod(np.unique(row * gallery + _joined(relevant)), gallery)
     wanted = similarity[row, column]
+    counted = wanted > -np.inf  # a positive that is junk too is junk
+    row, column, wanted = row[counted], column[counted], wanted[counted]
+    counts = np.bincount(row, minlength=len(relevant))
     padded = np.full((len(relevant), max(1, counts.max(initial=0))), np.float32(np.inf))
     slot = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
     padded[row, slot] = wanted
@@ -120,7 +123,7 @@ def _chunk_hits(similarity: Features, relevant: Indices, junk: Indices | None) -
     needles = torch.from_numpy(padded)
     right = torch.searchsorted(ascending, needles, right=True).numpy()[row, slot]
     left = torch.searchsorted(ascending, needles).numpy()[row, slot]
-    position = similarity.shape[1] - right
+    position = gallery - right
     for tied in np.flatnonzero(right - left > 1):
         same = similarity[row[tied], : column[tied]] == wanted[tied]
         position[tied] += int(np.count_nonzero(same))
