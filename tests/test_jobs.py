@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -148,7 +149,7 @@ def test_a_killed_driver_loses_nothing(data: Path, undisturbed: Path, tmp_path: 
         family = [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]
         os.kill(job.pid, signal.SIGKILL)
         job.wait()
-        psutil.wait_procs(family, timeout=60)
+        psutil.wait_procs(family, timeout=15)  # the workers go with their driver, agents linger
 
     killed_when(lambda: checkpoints(tmp_path) >= 2)
     trained = checkpoints(tmp_path)
@@ -199,7 +200,7 @@ def head(tmp_path: Path) -> Iterator[str]:
         [
             str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={port}",
             f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1",
-            "--disable-usage-stats", "--ray-client-server-port=0",
+            "--disable-usage-stats", f"--ray-client-server-port={free_port()}",
         ],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
@@ -207,13 +208,11 @@ def head(tmp_path: Path) -> Iterator[str]:
         wait_until(lambda: answers(dashboard), head, seconds=90)
         yield f"http://127.0.0.1:{dashboard}"
     finally:
-        family = psutil.Process(head.pid).children(recursive=True)
+        family = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
         head.terminate()
         for process in (*family, head):
-            try:
+            with contextlib.suppress(psutil.Error, OSError):
                 process.kill()
-            except (psutil.Error, OSError):
-                continue
         head.wait(timeout=30)
 
 
