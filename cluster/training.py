@@ -102,7 +102,7 @@ def export(checkpoint: str | Path, recipe: Recipe, model_path: Path) -> None:
         net,
         data.Preprocessing.from_config(recipe.data),
         training_hash=header["training_hash"],
-        recipe=recipe.model_dump(mode="json", include={"data", "model", "train"}),
+        recipe=recipe.trained_part(),
         workers=recipe.cluster.workers,
         class_names=header["class_names"],
         history=history,

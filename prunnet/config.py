@@ -192,11 +192,14 @@ class Recipe(Section):
 
     def training_hash(self) -> str:
         """Hash of everything that determines the trained weights (workers included: they shape the sums)."""
+        return of_json({**self.trained_part(), "workers": self.cluster.workers})
+
+    def trained_part(self) -> dict[str, Any]:
+        """Sections `data`, `model`, `train` as JSON values, without the keys that do not touch the weights."""
         parts = self.model_dump(mode="json", include={"data", "model", "train"})
-        parts["workers"] = self.cluster.workers
         for key in ("checkpoint_every_steps", "checkpoint_every_minutes"):
             del parts["train"][key]
-        return of_json(parts)
+        return parts
 
 
 def load_recipe(path: str | Path | None = None, overrides: Iterable[str] = ()) -> Recipe:

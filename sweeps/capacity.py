@@ -117,14 +117,17 @@ def evaluate_missing(
     images = evaluation_images(dataset, split, units)
     with session(recipe.cluster), bar(console) as progress:
         tasks = {
-            "features": progress.add_task("capacities", total=len(features), note="cut, calibrate, embed"),
-            "tests": progress.add_task("tests", total=len(missing), note="queries of one capacity, all galleries"),
+            "features": progress.add_task("capacities", total=len(features), note=""),
+            "tests": progress.add_task("tests", total=len(missing), note=""),
         }
 
         def report_progress(stage: str, done: int, message: str | None) -> None:
             progress.advance(tasks[stage], done)
+            if not console.is_terminal and done:  # where no bar can move, lines tell
+                task = progress.tasks[tasks[stage]]
+                message = f"{task.description} {task.completed:g}/{task.total:g}"
             if message:
-                console.print(message, markup=False)
+                console.print(message, markup=False, highlight=False, soft_wrap=True)
 
         remaining: Callable[[set[str]], Any] = lambda lost: units.missing_tests(finished, lost)  # noqa: E731
         return evaluate(plan, weights, images, features, remaining, recipe.cluster, report_progress)

@@ -186,6 +186,11 @@ def test_two_jobs_in_one_folder_are_refused(data: Path, tmp_path: Path) -> None:
     assert "another job is at work" in done.stderr
 
 
+def in_venv() -> dict[str, str]:
+    """The environment with this Python first on the path, as an activated .venv has it: jobs call `python`."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -202,7 +207,7 @@ def head(tmp_path: Path) -> Iterator[str]:
             f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1",
             "--disable-usage-stats", f"--ray-client-server-port={free_port()}",
         ],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=in_venv(),
     )  # fmt: skip
     try:
         wait_until(lambda: answers(dashboard), head, seconds=90)
@@ -237,13 +242,12 @@ def test_the_job_is_submitted_to_a_running_head_and_resumes(data: Path, head: st
         ".",
     ]
     arguments = ["python" if part == sys.executable else part for part in command(data, tmp_path)]
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    first = run([*submit, "--", *arguments, "--set", "train.epochs=3"], env=environment)
+    first = run([*submit, "--", *arguments, "--set", "train.epochs=3"], env=in_venv())
     assert first.returncode == 0, first.stdout + first.stderr
     assert "36 tests" in first.stdout
-    second = run([*submit, "--", *arguments, "--set", "train.epochs=3"], env=environment)
+    second = run([*submit, "--", *arguments, "--set", "train.epochs=3"], env=in_venv())
     assert second.returncode == 0, second.stdout + second.stderr
     assert "36 of 36 finished before" in second.stdout
-    refused = run([*submit, "--", *arguments, "--set", "cluster.workers=64", "--fresh"], env=environment)
+    refused = run([*submit, "--", *arguments, "--set", "cluster.workers=64", "--fresh"], env=in_venv())
     assert refused.returncode == 1
     assert "cluster.workers=64 with 1 CPU(s) a worker asks for 64 CPU(s)" in refused.stdout + refused.stderr
