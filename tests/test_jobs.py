@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,12 +12,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
 
 from prunnet import results
 from prunnet.checkpoint import load_network
+from prunnet.retrieval.features import load_features
 from tests.conftest import REPOSITORY, image_folder
 
 pytestmark = pytest.mark.slow
@@ -119,8 +122,6 @@ def test_a_run_leaves_everything_and_a_second_does_nothing_twice(data: Path, und
 
 
 def test_a_new_capacity_adds_only_the_missing_pairs(data: Path, undisturbed: Path) -> None:
-    import shutil
-
     storage = undisturbed.parent / "more"
     shutil.copytree(undisturbed, storage)
     features = {p.name for p in (storage / "job" / "features").iterdir()}
@@ -132,7 +133,7 @@ def test_a_new_capacity_adds_only_the_missing_pairs(data: Path, undisturbed: Pat
 
 
 def test_killed_workers_and_actors_change_nothing(data: Path, undisturbed: Path, tmp_path: Path) -> None:
-    job = start(command(data, tmp_path))
+    job = start(command(data, tmp_path, "--set", "train.checkpoint_every_steps=2"))
     wait_until(lambda: checkpoints(tmp_path) >= 1, job)
     descendants(job, "RayTrainWorker")[0].kill()
     wait_until(lambda: len(list(tmp_path.glob("job/features/*"))) >= 1, job)
@@ -163,9 +164,26 @@ def test_a_killed_driver_loses_nothing(data: Path, undisturbed: Path, tmp_path: 
     assert outcome(tmp_path) == outcome(undisturbed)
 
 
-def test_a_torn_list_of_checkpoints_is_named(data: Path, undisturbed: Path, tmp_path: Path) -> None:
-    import shutil
+def test_a_capacity_that_keeps_failing_is_reported_and_the_rest_is_done(
+    data: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    features = tmp_path / "job" / "features"
+    (victim,) = (p for p in features.iterdir() if load_features(p).identity["capacity"] == 0.2)
+    victim.unlink()
+    victim.mkdir()  # nothing can be written there
+    shutil.rmtree(tmp_path / "job" / "results")
+    done = run(command(data, tmp_path))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stdout.count("capacity 0.2 is tried again") == 2
+    assert "capacity 0.2 failed: IsADirectoryError" in done.stdout
+    assert len(results.read(tmp_path / "job" / "results")) == 25
+    victim.rmdir()
+    assert run(command(data, tmp_path)).returncode == 0
+    assert outcome(tmp_path) == outcome(undisturbed)
 
+
+def test_a_torn_list_of_checkpoints_is_named(data: Path, undisturbed: Path, tmp_path: Path) -> None:
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     (tmp_path / "job" / "model.safetensors").unlink()
     snapshot = next(tmp_path.glob("job/training/*/checkpoint_manager_snapshot.json"))
@@ -197,9 +215,23 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class Head(NamedTuple):
+    jobs: str
+    """Address of the job server."""
+    cluster: str
+
+    def free_cpus(self) -> str:
+        """`free of all`, as a driver that joins the cluster sees it."""
+        script = (
+            f"import ray; ray.init('{self.cluster}', logging_level='ERROR'); "
+            "print(ray.available_resources()['CPU'], 'of', ray.cluster_resources()['CPU'])"
+        )
+        return run([sys.executable, "-c", script]).stdout.strip()
+
+
 @pytest.fixture
-def head(tmp_path: Path) -> Iterator[str]:
-    """A Ray head on loopback; yields the address of its job server. Ends only what it started."""
+def head(tmp_path: Path) -> Iterator[Head]:
+    """A Ray head on loopback. Ends only what it started."""
     port, dashboard = free_port(), free_port()
     head = subprocess.Popen(
         [
@@ -211,7 +243,7 @@ def head(tmp_path: Path) -> Iterator[str]:
     )  # fmt: skip
     try:
         wait_until(lambda: answers(dashboard), head, seconds=90)
-        yield f"http://127.0.0.1:{dashboard}"
+        yield Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}")
     finally:
         family = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
         head.terminate()
@@ -231,13 +263,13 @@ def answers(port: int) -> bool:
         return False
 
 
-def test_the_job_is_submitted_to_a_running_head_and_resumes(data: Path, head: str, tmp_path: Path) -> None:
+def test_the_job_is_submitted_to_a_running_head_and_resumes(data: Path, head: Head, tmp_path: Path) -> None:
     submit = [
         str(Path(sys.executable).parent / "ray"),
         "job",
         "submit",
         "--address",
-        head,
+        head.jobs,
         "--working-dir",
         ".",
     ]
@@ -248,6 +280,7 @@ def test_the_job_is_submitted_to_a_running_head_and_resumes(data: Path, head: st
     second = run([*submit, "--", *arguments, "--set", "train.epochs=3"], env=in_venv())
     assert second.returncode == 0, second.stdout + second.stderr
     assert "36 of 36 finished before" in second.stdout
+    assert head.free_cpus() == "2.0 of 2.0"
     refused = run([*submit, "--", *arguments, "--set", "cluster.workers=64", "--fresh"], env=in_venv())
     assert refused.returncode == 1
     assert "cluster.workers=64 with 1 CPU(s) a worker asks for 64 CPU(s)" in refused.stdout + refused.stderr
