@@ -47,8 +47,7 @@ class Trainer:
         group: torch.distributed group of the workers; None: the default one if there is any.
 
     Raises:
-        ConfigError: a batch that the workers cannot share evenly.
-        DataError: fewer images than a batch.
+        ConfigError, DataError: see `steps_per_epoch`.
     """
 
     def __init__(
@@ -68,13 +67,7 @@ class Trainer:
         self.device = torch.device(device)
         self.reducer = Reducer(group)
         self.dtype = compute_dtype(config.precision, self.device)
-        if config.batch_size % self.reducer.world:
-            raise ConfigError(
-                f"train.batch_size={config.batch_size} cannot be shared evenly by {self.reducer.world} workers"
-            )
-        self.steps_per_epoch = len(train_set) // config.batch_size
-        if not self.steps_per_epoch:
-            raise DataError(f"{len(train_set)} training images are fewer than train.batch_size={config.batch_size}")
+        self.steps_per_epoch = steps_per_epoch(len(train_set), config.batch_size, self.reducer.world)
         layout = torch.channels_last if self.dtype == torch.bfloat16 else torch.contiguous_format
         self.net: RetrievalNet = net.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
         self.layout = layout
@@ -160,6 +153,18 @@ def clip_gradients(net: nn.Module, limit: float) -> None:
     # On a CPU a look at the norm is free, and a pass over all gradients to multiply them by one is not.
     if norm.device.type != "cpu" or not norm <= limit:
         nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+
+
+def steps_per_epoch(images: int, batch_size: int, workers: int) -> int:
+    """Full batches in an epoch.
+
+    Raises ConfigError for a batch that the workers cannot share evenly, DataError for fewer images than a batch.
+    """
+    if batch_size % workers:
+        raise ConfigError(f"train.batch_size={batch_size} cannot be shared evenly by {workers} workers")
+    if images < batch_size:
+        raise DataError(f"{images} training images are fewer than train.batch_size={batch_size}")
+    return images // batch_size
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:

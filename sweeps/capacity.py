@@ -36,6 +36,7 @@ from prunnet.config import Recipe, load_recipe
 from prunnet.data.base import Dataset
 from prunnet.errors import CheckpointError, PrunnetError
 from prunnet.nets import RetrievalNet
+from prunnet.training import steps_per_epoch
 from sweeps.run import Run, absolute_paths, git_commit, open_run
 from sweeps.units import Units, evaluation_images, plan_units
 
@@ -72,7 +73,8 @@ def trained_network(
         if header["training_hash"] == recipe.training_hash():
             console.print(f"training: finished before ({header['epoch']} epochs), nothing to do")
             return net, header
-    # The network is built here once before any worker starts: what it refuses is said at once.
+    # What workers would refuse is said here, at once, before any is started.
+    steps_per_epoch(len(dataset.train), recipe.train.batch_size, recipe.cluster.workers)
     RetrievalNet.from_config(
         recipe.model,
         classes=len(dataset.class_names),
