@@ -74,7 +74,6 @@ def trained_network(
             console.print(f"training: finished before ({header['epoch']} epochs), nothing to do")
             return net, header
     # What workers would refuse is said here, at once, before any is started.
-    steps_per_epoch(len(dataset.train), recipe.train.batch_size, recipe.cluster.workers)
     RetrievalNet.from_config(
         recipe.model,
         classes=len(dataset.class_names),
@@ -82,6 +81,7 @@ def trained_network(
         score_init="constant",
         seed=0,
     )
+    steps_per_epoch(len(dataset.train), recipe.train.batch_size, recipe.cluster.workers)
     console.print(f"training on {len(dataset.train)} images of {len(dataset.class_names)} classes")
     with session(recipe.cluster):
         train(recipe, run.training, run.model, console)
