@@ -69,13 +69,19 @@ def train(recipe: Recipe, folder: Path, model_path: Path, console: Console) -> N
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
+            raise_refusal(board)
             raise RuntimeError(f"training failed: {one_line(error)[:2000]}") from error
-    said = ray.get(board.state.remote())
-    if "refusal" in said:
-        raise ConfigError(said["refusal"]) if said["user"] else RuntimeError(said["refusal"])
+    raise_refusal(board)
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as checkpoint:
         export(checkpoint, recipe, model_path)
+
+
+def raise_refusal(board: Any) -> None:
+    """Raises what a worker posted for somebody to mend, if anything."""
+    said = ray.get(board.state.remote())
+    if "refusal" in said:
+        raise ConfigError(said["refusal"]) if said["user"] else RuntimeError(said["refusal"])
 
 
 def check_snapshot(run: Path) -> None:
@@ -113,12 +119,20 @@ def export(checkpoint: str | Path, recipe: Recipe, model_path: Path) -> None:
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """One worker. What somebody must mend is posted to the driver instead of being tried again."""
+    """One worker. What somebody must mend is posted to the driver, and not tried again.
+
+    The worker still raises, since others may wait for it in a collective; Ray Train then starts the group once
+    more, and that group sees the post and ends.
+    """
+    board = config["board"]
+    if "refusal" in ray.get(board.state.remote()):
+        return
     try:
-        _train(Recipe.model_validate(config["recipe"]), config["board"])
+        _train(Recipe.model_validate(config["recipe"]), board)
     except FINAL as error:
         told = str(error) if isinstance(error, PrunnetError) else traceback.format_exc()
-        ray.get(config["board"].post.remote(refusal=told, user=isinstance(error, PrunnetError)))
+        ray.get(board.post.remote(refusal=told, user=isinstance(error, PrunnetError)))
+        raise
 
 
 def _train(recipe: Recipe, board: Any) -> None:

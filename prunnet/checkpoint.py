@@ -19,6 +19,7 @@ from prunnet.nets import RetrievalNet
 
 NETWORK = "prunnet-network"
 TRAINING = "prunnet-training"
+SPEC_KEYS = frozenset(["backbone", "classes", "embedding_dim", "in_chans", "stem", "neck_norm", "options"])
 
 
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], kind: str, header: dict[str, Any]) -> None:
@@ -71,10 +72,20 @@ def save_network(path: str | Path, net: RetrievalNet, preprocessing: Preprocessi
     save_tensors(path, net.state_dict(), NETWORK, described)
 
 
+def described_net(path: str | Path, header: dict[str, Any]) -> RetrievalNet:
+    """A network as a file's header describes it; CheckpointError where the description is not one."""
+    spec = header.get("net")
+    if not isinstance(spec, dict) or set(spec) != SPEC_KEYS:
+        raise CheckpointError(
+            f"{str(path)!r}: its header describes no network (wanted: {', '.join(sorted(SPEC_KEYS))})"
+        )
+    return RetrievalNet(**spec)
+
+
 def load_network(path: str | Path) -> tuple[RetrievalNet, dict[str, Any]]:
     """(network, header) of a file that `save_network` wrote; CheckpointError for any other."""
     tensors, header = load_tensors(path, NETWORK)
-    net = RetrievalNet(**header["net"])
+    net = described_net(path, header)
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:

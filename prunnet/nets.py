@@ -14,6 +14,12 @@ from prunnet.config import ModelConfig
 from prunnet.errors import ConfigError, unknown
 from prunnet.prunable import attach_scores
 
+_REFUSED = (
+    "checkpoint_path pretrained pretrained_cfg pretrained_cfg_overlay cache_dir features_only num_classes in_chans"
+)
+REFUSED_OPTIONS = frozenset(_REFUSED.split())
+"""Of timm.create_model: a saved network's header must not make timm open or fetch another file."""
+
 
 class RetrievalNet(nn.Module):
     """Backbone -> neck (linear, BatchNorm) -> classifier; every weight of the backbone's convolutions and
@@ -103,6 +109,8 @@ def make_backbone(
     """
     if not timm.is_model(name):
         raise ConfigError(unknown("backbone", name, timm.list_models()))
+    if refused := sorted(set(options or {}) & REFUSED_OPTIONS):
+        raise ConfigError(f"backbone options {refused} are not taken: they would load weights or undo the recipe")
     try:
         model = timm.create_model(name, num_classes=0, in_chans=in_chans, **dict(options or {}))
     except (TypeError, KeyError) as error:

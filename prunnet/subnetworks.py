@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunnet import hashing, prunable
-from prunnet.checkpoint import load_tensors, network_sha, save_tensors
+from prunnet.checkpoint import described_net, load_tensors, network_sha, save_tensors
 from prunnet.config import check_capacity
 from prunnet.cost import Cost, cost_of
 from prunnet.data.base import ImageSet
@@ -110,7 +109,7 @@ class Subnetwork:
     def load(cls, path: str | Path) -> Subnetwork:
         """The saved subnetwork; its features are bit-equal. CheckpointError for any other file."""
         tensors, header = load_tensors(path, FORMAT)
-        net = RetrievalNet(**_net_arguments(header["net"], path))
+        net = described_net(path, header)
         missing, unexpected = net.load_state_dict(tensors, strict=False)
         missing = [m for m in missing if not m.endswith(".score") and not m.startswith("classifier.")]
         if missing or unexpected:
@@ -177,10 +176,3 @@ def _statistics(net: RetrievalNet) -> Iterator[tuple[str, Tensor]]:
     for name, module in net.named_modules():
         if isinstance(module, _BatchNorm):
             yield from ((f"{name}.{key}", buffer) for key, buffer in module.named_buffers())
-
-
-def _net_arguments(spec: dict[str, Any], path: str | Path) -> dict[str, Any]:
-    wanted = {"backbone", "classes", "embedding_dim", "in_chans", "stem", "neck_norm", "options"}
-    if set(spec) != wanted:
-        raise CheckpointError(f"{str(path)!r}: its network is described by {sorted(spec)}; wanted {sorted(wanted)}")
-    return spec

@@ -193,6 +193,12 @@ def test_a_torn_list_of_checkpoints_is_named(data: Path, undisturbed: Path, tmp_
     assert f"'{snapshot}' is torn; remove that file" in done.stderr
 
 
+def test_a_training_that_diverges_is_said_and_not_tried_again(data: Path, tmp_path: Path) -> None:
+    done = run(command(data, tmp_path, "--set", "train.lr=1e12", "--set", "train.precision=fp32"))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.count("error: training diverged in epoch 1") == 1
+
+
 def test_two_jobs_in_one_folder_are_refused(data: Path, tmp_path: Path) -> None:
     import fcntl
 

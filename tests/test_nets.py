@@ -192,6 +192,8 @@ def test_mistakes_are_named() -> None:
         RetrievalNet("resnet19")
     with pytest.raises(ConfigError, match="does not take options"):
         RetrievalNet("resnet18", options={"wings": 2})
+    with pytest.raises(ConfigError, match="checkpoint_path"):
+        RetrievalNet("resnet18", options={"checkpoint_path": "evil.pth"})
     with pytest.raises(ConfigError, match="at least 2 classes"):
         RetrievalNet("resnet18", classes=1)
     with pytest.raises(ConfigError, match="does not have"):
