@@ -14,7 +14,7 @@ from prunnet.config import ModelConfig
 from prunnet.errors import ConfigError, unknown
 from prunnet.prunable import attach_scores
 
-_REFUSED = (
+_REFUSED = "checkpoint_path pretrained pretrained_cfg pretrained_cfg_overlay cache_dir features_only"
     "checkpoint_path pretrained pretrained_cfg pretrained_cfg_overlay cache_dir features_only num_classes in_chans"
 )
 REFUSED_OPTIONS = frozenset(_REFUSED.split())
