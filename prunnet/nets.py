@@ -15,8 +15,6 @@ from prunnet.errors import ConfigError, unknown
 from prunnet.prunable import attach_scores
 
 _REFUSED = "checkpoint_path pretrained pretrained_cfg pretrained_cfg_overlay cache_dir features_only"
-    "checkpoint_path pretrained pretrained_cfg pretrained_cfg_overlay cache_dir features_only num_classes in_chans"
-)
 REFUSED_OPTIONS = frozenset(_REFUSED.split())
 """Of timm.create_model: a saved network's header must not make timm open or fetch another file."""
 
