@@ -56,6 +56,7 @@ class Subnetwork:
         self.net.eval()
         momenta = [norm.momentum for norm in norms]
         self._tensors |= {name: torch.zeros_like(buffer) for name, buffer in _statistics(self.net)}
+        device = next(self.net.parameters()).device
         seen = []
         try:
             for norm in norms:
@@ -64,7 +65,7 @@ class Subnetwork:
             with torch.no_grad():
                 for batch in batches:
                     images = batch if isinstance(batch, Tensor) else batch[0]
-                    functional_call(_Embedder(self.net), _prefixed(self._tensors), (images,))
+                    functional_call(_Embedder(self.net), _prefixed(self._tensors), (images.to(device),))
                     seen.append(hashing.of_arrays({"images": images.cpu().numpy()}))
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):

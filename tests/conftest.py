@@ -11,6 +11,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from prunnet.config import DataConfig
 from prunnet.data.base import MemoryImages
@@ -22,6 +23,8 @@ OMNIGLOT = REPOSITORY.parent / "shared" / "data" / "omniglot_background.zip"
 needs_omniglot = pytest.mark.skipif(not OMNIGLOT.exists(), reason="../shared/data/omniglot_background.zip is absent")
 
 torch.set_num_threads(2)
+settings.register_profile("prunnet", deadline=None)  # how long an example takes says nothing on a shared machine
+settings.load_profile("prunnet")
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def gradient_rows(draw: st.DrawFn) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("projection", "block", "weighting"), variants)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(rows=gradient_rows(), exponent=st.sampled_from([0.0, 0.5, 2.0]), data=st.data())
 def test_parity_with_the_plain_loop(
     projection: str, block: str, weighting: str, rows: torch.Tensor, exponent: float, data: st.DataObject

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from prunnet.errors import ConfigError, DataError
@@ -122,7 +122,6 @@ def test_queries_without_a_positive_are_left_out() -> None:
     assert np.isnan(average_precision(ranks, [none, none])).all()
 
 
-@settings(deadline=None)
 @given(st.integers(0, 9999), st.booleans(), st.sampled_from([0.0001, 64]))
 def test_hits_from_features_equal_hits_from_the_ranking(seed: int, with_junk: bool, budget: float) -> None:
     rng = np.random.default_rng(seed)
@@ -140,7 +139,6 @@ def test_hits_from_features_equal_hits_from_the_ranking(seed: int, with_junk: bo
     np.testing.assert_array_equal(a.positives, b.positives)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 9999), st.integers(1, 9))
 def test_search_is_exact_and_breaks_ties_by_index(seed: int, depth: int) -> None:
     rng = np.random.default_rng(seed)
