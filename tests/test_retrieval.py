@@ -175,6 +175,13 @@ def test_the_matrix_holds_every_pair_and_equal_features_give_the_self_test() -> 
     assert matrix[1.0, 1.0]["map"] == pytest.approx(np.nanmean(average_precision_of(hits, "step")))
 
 
+def test_plain_lists_and_empty_arrays_are_index_arrays() -> None:
+    assert recall_at_k([[0, 1, 2]], [[1]], 1, [[0]]) == 1.0  # type: ignore[arg-type, list-item]
+    assert recall_at_k(np.array([[0, 1]]), [np.array([0])], 1, [np.array([])]) == 1.0
+    gnd = [{"easy": [0], "hard": [], "junk": np.array([])}]
+    assert revisited(np.array([[0], [1]]), gnd)["easy"] == 1.0  # type: ignore[list-item]
+
+
 def test_mistakes_are_named() -> None:
     features = np.zeros((2, 3), np.float32)
     with pytest.raises(ConfigError, match=r"valid: \[Q, d\] and \[G, d\]"):

@@ -48,7 +48,9 @@ def from_ranks(ranks: Ints, relevant: Indices, junk: Indices | None = None) -> H
             a row are missed.
         relevant: one index array a query. junk: likewise; what is in both is junk.
     """
+    ranks = np.asarray(ranks)
     _check_lists(ranks, relevant, junk)
+    relevant, junk = index_arrays(relevant), None if junk is None else index_arrays(junk)
     queries, positions, positives = [], [], np.zeros(len(ranks), dtype=np.int64)
     codes = np.zeros(_gallery_size(ranks, relevant, junk) + 1, dtype=np.int8)  # the last entry is -1's
     for q, row in enumerate(ranks):
@@ -129,6 +131,11 @@ def _chunk_hits(similarity: Features, relevant: Indices, junk: Indices | None) -
         position[tied] += int(np.count_nonzero(same))
     order = np.lexsort((position, row))
     return Hits(row[order], position[order], counts)
+
+
+def index_arrays(lists: Indices) -> list[Ints]:
+    """Lists or arrays as index arrays: an empty one is an array of floats otherwise."""
+    return [np.asarray(group, dtype=np.int64).reshape(-1) for group in lists]
 
 
 def _chunks(queries: int, gallery: int, budget_mib: float) -> Iterator[slice]:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prunnet.errors import ConfigError, unknown
-from prunnet.retrieval.hits import Hits, Indices, Ints, from_ranks
+from prunnet.retrieval.hits import Hits, Indices, Ints, from_ranks, index_arrays
 
 INTERPOLATIONS = ("trapezoid", "step")
 
@@ -107,16 +107,20 @@ _PROTOCOLS = {  # protocol: (positives, removed)
 
 def _revisited_hits(ranks: Ints, gnd: Sequence[dict[str, Ints]]) -> dict[str, Hits]:
     """Hits of the three protocols from one look at each ranking: a query's labelled images are few."""
+    ranks = np.asarray(ranks)
     if ranks.ndim != 2 or ranks.shape[1] != len(gnd):
         raise ConfigError(f"ranks have shape {ranks.shape} for {len(gnd)} queries; valid: [gallery, queries]")
     for q, truth in enumerate(gnd):
         if missing := {"easy", "hard", "junk"} - set(truth):
             raise ConfigError(f"gnd[{q}] has no {', '.join(sorted(missing))}; valid: easy, hard, junk")
-    named = [np.asarray(truth[key]) for truth in gnd for key in ("easy", "hard", "junk")]
-    size = max([len(ranks), *(int(a.max()) + 1 for a in named if a.size)])
+    labelled = [
+        dict(zip((_EASY, _HARD, _JUNK), index_arrays([t["easy"], t["hard"], t["junk"]]), strict=True)) for t in gnd
+    ]
+    named = [group for groups in labelled for group in groups.values()]
+    size = max([len(ranks), *(int(group.max()) + 1 for group in named if group.size)])
     starts = range(0, len(gnd), _BLOCK)
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy lets go of the interpreter while it copies and gathers
-        blocks = threads.map(lambda s: _block_hits(ranks[:, s : s + _BLOCK], gnd[s : s + _BLOCK], size), starts)
+        blocks = threads.map(lambda s: _block_hits(ranks[:, s : s + _BLOCK], labelled[s : s + _BLOCK], size), starts)
         found = [query for block in blocks for query in block]
     return {protocol: _assembled([query[protocol] for query in found]) for protocol in _PROTOCOLS}
 
@@ -124,13 +128,12 @@ def _revisited_hits(ranks: Ints, gnd: Sequence[dict[str, Ints]]) -> dict[str, Hi
 _BLOCK, _TILE = 64, 1024
 
 
-def _block_hits(ranks: Ints, gnd: Sequence[dict[str, Ints]], size: int) -> list[dict[str, tuple[Ints, int]]]:
+def _block_hits(ranks: Ints, labelled: Sequence[dict[int, Ints]], size: int) -> list[dict[str, tuple[Ints, int]]]:
     """Hits of some queries, a column of `ranks` each; `size` is above every labelled gallery index."""
     # A column is read with a stride as long as a row, a new page each; turning small tiles is 4 times faster.
     rows = np.empty(ranks.shape[::-1], dtype=ranks.dtype)
     for start in range(0, len(ranks), _TILE):
         rows[:, start : start + _TILE] = ranks[start : start + _TILE].T
-    labelled = [{_EASY: t["easy"], _HARD: t["hard"], _JUNK: t["junk"]} for t in gnd]
     codes = np.zeros(size + 1, dtype=np.int8)  # the last entry is -1's
     try:
         return [_query_hits(row, labels, codes) for row, labels in zip(rows, labelled, strict=True)]
