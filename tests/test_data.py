@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from prunnet import data, hashing
 from prunnet.config import DataConfig
-from prunnet.data import glyphs
+from prunnet.data import glyphs, imagefolder
 from prunnet.data.base import Dataset, split_queries
 from prunnet.errors import DataError
 from tests.conftest import OMNIGLOT, image_folder, needs_omniglot
@@ -150,6 +151,22 @@ def test_a_zip_reads_like_the_folder(tmp_path: Path) -> None:
     folder, zipped = (data.load(folder_config(r)) for r in (root, tmp_path / "images.zip"))
     assert np.array_equal(pixels(folder), pixels(zipped))
     assert folder.test.fingerprint() == zipped.test.fingerprint()
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_sets_too_large_for_memory_are_read_as_they_are_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool
+) -> None:
+    root = image_folder(tmp_path / "images")
+    if zipped:
+        shutil.make_archive(str(tmp_path / "images"), "zip", root)
+        root = tmp_path / "images.zip"
+    held = data.load(folder_config(root))
+    monkeypatch.setattr(imagefolder, "MEMORY_BYTES", 0)
+    lazy = data.load(folder_config(root))
+    assert isinstance(lazy.train, imagefolder.ImageFiles)
+    assert np.array_equal(pixels(lazy), pixels(held))
+    assert np.array_equal(lazy.train.labels, held.train.labels)
 
 
 def test_images_of_any_kind_become_one_size_and_mode(tmp_path: Path) -> None:
