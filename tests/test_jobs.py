@@ -287,6 +287,6 @@ def test_the_job_is_submitted_to_a_running_head_and_resumes(data: Path, head: He
     assert second.returncode == 0, second.stdout + second.stderr
     assert "36 of 36 finished before" in second.stdout
     assert head.free_cpus() == "2.0 of 2.0"
-    refused = run([*submit, "--", *arguments, "--set", "cluster.workers=64", "--fresh"], env=in_venv())
+    refused = run([*submit, "--", *arguments, "--set", "cluster.workers=16", "--fresh"], env=in_venv())
     assert refused.returncode == 1
-    assert "cluster.workers=64 with 1 CPU(s) a worker asks for 64 CPU(s)" in refused.stdout + refused.stderr
+    assert "cluster.workers=16 with 1 CPU(s) a worker asks for 16 CPU(s)" in refused.stdout + refused.stderr
