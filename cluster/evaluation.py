@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import functools
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -148,9 +147,6 @@ class Evaluator:
             )
         write_part(self.plan.results, rows)
         return len(rows)
-
-    def pid(self) -> int:
-        return os.getpid()
 
     @functools.cache  # noqa: B019 - an evaluator lives as long as its process
     def _truth(self) -> tuple[list[np.ndarray], list[np.ndarray] | None]:

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunnet import prunable
 from prunnet.communication import Reducer
-from prunnet.config import Section, TrainConfig
+from prunnet.config import TrainConfig, parse_recipe
 from prunnet.data.base import ImageSet
 from prunnet.data.transforms import Augmentation, Preprocessing
 from prunnet.errors import ConfigError, DataError
@@ -232,17 +232,10 @@ def fit(
     Raises:
         ConfigError: settings that are not valid, or classes that do not fit the network.
     """
-    config = _validated(TrainConfig, {"capacities": capacities, **settings})
+    config = parse_recipe({"train": {"capacities": capacities, **settings}}).train
     classes = int(train_set.labels.max()) + 1
     if classes > net.spec["classes"]:
         raise ConfigError(f"the data has {classes} classes, the network was made for {net.spec['classes']}")
     preprocessing = preprocessing or train_set.preprocessing
     trainer = Trainer(net, train_set, config, preprocessing=preprocessing, augmentation=augmentation)
     return trainer.run()
-
-
-def _validated(section: type[Section], values: dict[str, Any]) -> Any:
-    from prunnet.config import parse_recipe
-
-    assert section is TrainConfig
-    return parse_recipe({"train": values}).train

@@ -79,10 +79,6 @@ class ImageFiles:
             self._archive = (os.getpid(), zipfile.ZipFile(self.root))
         return self._archive[1].read(name)
 
-    def subset(self, keep: npt.NDArray[np.bool_]) -> ImageFiles:
-        names = [name for name, k in zip(self.names, keep, strict=True) if k]
-        return ImageFiles(self.root, names, self.labels[keep], self.preprocessing, self.crop)
-
     def in_memory(self, *, skip_unreadable: bool = False) -> MemoryImages:
         """All images decoded; unreadable ones are left out, counted and named, where asked."""
         decoded: list[Pixels] = []

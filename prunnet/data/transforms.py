@@ -46,10 +46,6 @@ class Preprocessing:
             std=default[1] if data.std is None else (data.std,) * data.channels,
         )
 
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Preprocessing:
-        return cls(**{**value, "mean": tuple(value["mean"]), "std": tuple(value["std"])})
-
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
