@@ -21,13 +21,11 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
 
 from cluster.progress import Board, watched
-from prunnet import data
-from prunnet.checkpoint import copy_into, load_training, save_network, save_training
+from prunnet import data, resume
 from prunnet.config import Recipe
-from prunnet.data.transforms import Augmentation
 from prunnet.errors import CheckpointError, ConfigError, PrunnetError, one_line
-from prunnet.nets import RetrievalNet
-from prunnet.training import Trainer, batchnorm_state
+from prunnet.families import make_trainer
+from prunnet.training import Trainer
 
 POST_EVERY_SECONDS = 0.5
 FINAL = (PrunnetError, ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError)
@@ -74,7 +72,7 @@ def train(recipe: Recipe, folder: Path, model_path: Path, console: Console) -> N
     raise_refusal(board)
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as checkpoint:
-        export(checkpoint, recipe, model_path)
+        resume.export(checkpoint, recipe, model_path)
 
 
 def raise_refusal(board: Any) -> None:
@@ -97,27 +95,6 @@ def check_snapshot(run: Path) -> None:
         ) from None
 
 
-def export(checkpoint: str | Path, recipe: Recipe, model_path: Path) -> None:
-    """The final training state -> the trained network's own file."""
-    tensors, header = load_training(checkpoint)
-    net = RetrievalNet(**header["net"])
-    net.load_state_dict({n.removeprefix("net."): t for n, t in tensors.items() if n.startswith("net.")})
-    history = header["history"]
-    save_network(
-        model_path,
-        net,
-        data.Preprocessing.from_config(recipe.data),
-        training_hash=header["training_hash"],
-        recipe=recipe.trained_part(),
-        workers=recipe.cluster.workers,
-        class_names=header["class_names"],
-        history=history,
-        epoch=int(history[-1]["epoch"]),
-        images_seen=int(history[-1]["images_seen"]),
-        train_seconds=sum(entry["seconds"] for entry in history),
-    )
-
-
 def train_worker(config: dict[str, Any]) -> None:
     """One worker. What somebody must mend is posted to the driver, and not tried again.
 
@@ -138,26 +115,12 @@ def train_worker(config: dict[str, Any]) -> None:
 def _train(recipe: Recipe, board: Any) -> None:
     torch.set_num_threads(max(1, int(recipe.cluster.cpus_per_worker)))
     dataset = data.load(recipe.data)
-    net = RetrievalNet.from_config(
-        recipe.model,
-        classes=len(dataset.class_names),
-        in_chans=recipe.data.channels,
-        score_init=recipe.train.score_init,
-        seed=recipe.train.seed,
-    )
-    trainer = Trainer(
-        net,
-        dataset.train,
-        recipe.train,
-        preprocessing=dataset.preprocessing,
-        augmentation=Augmentation.from_config(recipe.data),
-        device=ray.train.torch.get_device(),
-    )
+    trainer = make_trainer(recipe, dataset, ray.train.torch.get_device())
     saver = Saver(trainer, recipe, dataset.class_names, board)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
-            saver.restore(folder)
+            resume.restore(folder, trainer, recipe)
     trainer.run(after_step=saver.after_step, after_epoch=saver.after_epoch)
 
 
@@ -203,67 +166,12 @@ class Saver:
         )
 
     def save(self) -> None:
-        """Reports a checkpoint. Every worker calls it; rank 0 writes.
-
-        Running statistics differ between workers: each one's own are kept for an exact resume, and the
-        network's are their mean. The training itself never sees the mean.
-        """
-        trainer = self.trainer
-        own = batchnorm_state(trainer.net)
-        everyones = {name: trainer.reducer.gather(buffer) for name, buffer in own.items()}
-        progress = trainer.progress
+        """Reports a checkpoint. Every worker calls it; rank 0 writes."""
+        progress = self.trainer.progress
         metrics = dict(progress.history[-1]) if progress.history else {}
         metrics["step"] = progress.step
-        if trainer.reducer.rank != 0:
-            ray.train.report(metrics)
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                save_training(folder, self._tensors(everyones), self._header())
-                ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+        with tempfile.TemporaryDirectory() as folder:
+            resume.save(folder, self.trainer, self.recipe, self.class_names)
+            written = self.trainer.reducer.rank == 0
+            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder) if written else None)
         self._saved = time.monotonic()
-
-    def _tensors(self, everyones: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        trainer = self.trainer
-        tensors = {f"net.{name}": tensor for name, tensor in trainer.net.state_dict().items()}
-        for name, stacked in everyones.items():
-            mean = stacked.double().mean(0) if stacked.is_floating_point() else stacked[0]
-            tensors[f"net.{name}"] = mean.to(stacked.dtype)
-            tensors[f"workers.{name}"] = stacked
-        for name, parameter in trainer.net.named_parameters():
-            momentum = trainer.optimizer.state[parameter].get("momentum_buffer")
-            if momentum is not None:
-                tensors[f"momentum.{name}"] = momentum
-        return tensors
-
-    def _header(self) -> dict[str, Any]:
-        return {
-            "training_hash": self.recipe.training_hash(),
-            "net": self.trainer.net.spec,
-            "class_names": list(self.class_names),
-            "workers": self.trainer.reducer.world,
-            "step": self.trainer.progress.step,
-            "history": self.trainer.progress.history,
-        }
-
-    def restore(self, folder: str | Path) -> None:
-        """Sets network, optimiser and progress to a checkpoint's; CheckpointError for another configuration's."""
-        trainer = self.trainer
-        tensors, header = load_training(folder)
-        if header["training_hash"] != self.recipe.training_hash():
-            raise CheckpointError(
-                f"checkpoint {str(folder)!r} belongs to configuration {header['training_hash'][:12]}, "
-                f"not to {self.recipe.training_hash()[:12]}"
-            )
-        state = trainer.net.state_dict()
-        for name, tensor in state.items():
-            copy_into(tensor, tensors[f"net.{name}"])
-        if header["workers"] == trainer.reducer.world:
-            for name in batchnorm_state(trainer.net):
-                copy_into(state[name], tensors[f"workers.{name}"][trainer.reducer.rank])
-        for name, parameter in trainer.net.named_parameters():
-            if f"momentum.{name}" in tensors:
-                momentum = torch.empty_like(parameter)
-                copy_into(momentum, tensors[f"momentum.{name}"])
-                trainer.optimizer.state[parameter]["momentum_buffer"] = momentum
-        trainer.progress.step = header["step"]
-        trainer.progress.history = header["history"]

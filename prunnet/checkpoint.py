@@ -14,12 +14,14 @@ from torch import Tensor
 
 from prunnet import hashing
 from prunnet.data.transforms import Preprocessing
-from prunnet.errors import CheckpointError
+from prunnet.errors import CheckpointError, one_line
 from prunnet.nets import RetrievalNet
+from prunnet.widths import build
 
 NETWORK = "prunnet-network"
 TRAINING = "prunnet-training"
 SPEC_KEYS = frozenset(["backbone", "classes", "embedding_dim", "in_chans", "stem", "neck_norm", "options"])
+MORE_SPEC_KEYS = frozenset(["width", "scored", "switch"])
 
 
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], kind: str, header: dict[str, Any]) -> None:
@@ -55,6 +57,25 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
         ) from None
 
 
+def kind_of(path: str | Path) -> str:
+    """What a saved file says that it is (`NETWORK`, `prunnet-subnetwork`, …); CheckpointError where it says nothing."""
+    return read_header(path).get("kind", "")
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """The header of any file of ours, without its tensors."""
+    if not Path(path).is_file():
+        raise CheckpointError(f"checkpoint {str(path)!r} is not a file")
+    try:
+        with safe_open(str(path), framework="np") as file:
+            header = json.loads((file.metadata() or {}).get("prunnet", "{}"))
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise CheckpointError(f"{str(path)!r} is not a whole safetensors file ({one_line(error)})") from None
+    if not isinstance(header, dict) or "kind" not in header:
+        raise CheckpointError(f"{str(path)!r} is not a file of prunnet's")
+    return header
+
+
 def network_sha(net: RetrievalNet) -> str:
     """Hash of all parameters, scores and buffers, and of the network's description."""
     arrays = {name: t.detach().cpu().contiguous().numpy() for name, t in net.state_dict().items()}
@@ -75,11 +96,11 @@ def save_network(path: str | Path, net: RetrievalNet, preprocessing: Preprocessi
 def described_net(path: str | Path, header: dict[str, Any]) -> RetrievalNet:
     """A network as a file's header describes it; CheckpointError where the description is not one."""
     spec = header.get("net")
-    if not isinstance(spec, dict) or set(spec) != SPEC_KEYS:
+    if not isinstance(spec, dict) or set(spec) - MORE_SPEC_KEYS != SPEC_KEYS:
         raise CheckpointError(
             f"{str(path)!r}: its header describes no network (wanted: {', '.join(sorted(SPEC_KEYS))})"
         )
-    return RetrievalNet(**spec)
+    return build(spec)
 
 
 def load_network(path: str | Path) -> tuple[RetrievalNet, dict[str, Any]]:

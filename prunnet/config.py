@@ -14,7 +14,8 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from prunnet.errors import ConfigError, unknown
-from prunnet.hashing import of_json
+from prunnet.hashing import of_file, of_json, weights_sha_of
+from prunnet.methods import METHODS, settle
 
 
 def check_capacity(value: float) -> float:
@@ -91,22 +92,49 @@ class ModelConfig(Section):
     stem: Literal["timm", "released"] = "timm"
     """released: no max-pool after the stem, as in PrunNet's released ResNet-18."""
     neck_norm: Literal["batch", "none"] = "batch"
+    pretrained: bool = False
+    """Start from timm's weights for this backbone, which timm downloads."""
+    weights: str | None = None
+    """Start from a backbone's weights in a local .safetensors file, as timm names them; no network is needed."""
     checkpoint: str | None = None
     """A trained network (model.safetensors of a run): sweep it instead of training one."""
 
 
 class TrainConfig(Section):
-    """How the network is trained (METHODS section 2)."""
+    """How the network is trained (METHODS sections 2 to 5).
+
+    A variant that is None takes the method's own value; what a method does not leave open is refused.
+    """
 
     method: str = "prunnet"
+    """See `prunnet.methods.METHODS`."""
     capacities: tuple[Capacity, ...] = (0.8, 0.6, 0.4, 0.2)
+    """Trained beside the dense network. Methods of single networks make one network for each, after the dense one."""
+    alone: Capacity | None = None
+    """Methods of single networks: train only the network of this capacity."""
+    old: str | None = None
+    """Checkpoint (model.safetensors) of the network whose embeddings the new one must match."""
+    compatible: Literal["bct", "asymmetric", "regression", "prototypes", "ndpp", "odpp"] | None = None
+    """Adds that method's term, against `old`, to every pass of a network of many capacities."""
+    compatible_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Lambda of the term."""
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    """prototypes, ndpp, odpp: of the softmax over cosines."""
+    perturb: Literal["positive", "all"] = "positive"
+    """ndpp, odpp: the image's own prototype is the perturbed one (as released), or all are."""
+    neighbours: Positive | None = None
+    """ndpp: K; None: classes / 240, at least 5 (100 at the paper's 24,393 classes)."""
     epochs: Positive = 10
     batch_size: Positive = 64
     """Images a step, over all workers."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.1
-    score_lr: float | None = None
+    score_lr: Annotated[float, Field(gt=0)] | None = None
     """Learning rate of the scores; None: lr."""
+    teacher_lr: Annotated[float, Field(gt=0)] | None = None
+    """bct, asymmetric, regression: learning rate of the dense network that the others match; None: lr."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """sgd only."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     schedule: Literal["constant", "step", "cosine"] = "cosine"
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (1 / 6, 1 / 3, 2 / 3)
@@ -114,12 +142,23 @@ class TrainConfig(Section):
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: Annotated[float, Field(gt=0)] = 100.0
     label_smoothing: Fraction = 0.0
-    score_init: Literal["kaiming_uniform", "normal", "magnitude", "constant"] = "kaiming_uniform"
-    allocation: Literal["layer"] = "layer"
-    projection: Literal["none", "last", "sequential"] = "last"
-    block: Literal["kernel", "tensor"] = "kernel"
-    weighting: Literal["mean", "cosine"] = "cosine"
+    score_init: Literal["kaiming_uniform", "normal", "magnitude", "snip", "constant"] | None = None
+    allocation: Literal["layer", "global"] | None = None
+    """layer: the same capacity in every layer; global: one threshold over all layers, 1% of each kept at least."""
+    capacity_sampling: Literal["fixed", "random", "sandwich"] | None = None
+    """random: as many as `capacities`, drawn anew each step between the smallest and the largest of them;
+    sandwich: the smallest, and the others drawn so. The dense network is trained beside them in any case."""
+    projection: Literal["none", "last", "sequential"] | None = None
+    block: Literal["kernel", "tensor", "network"] | None = None
+    weighting: Literal["mean", "cosine", "mgda", "uncertainty"] | None = None
     exponent: Annotated[float, Field(ge=0)] = 0.5
+    """cosine only."""
+    priorities: Literal["uncertainty", "equal"] | None = None
+    """sfsc only: how much each width's gradient counts."""
+    reduction: Literal["sum", "mean"] | None = None
+    """sfsc only: of the projected gradients."""
+    evidence: Annotated[float, Field(ge=0)] = 1.0
+    """sfsc only: what the weight of the KL term is annealed to, over the first half of the training."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast and channels-last where the CPU has bf16 instructions or there is a GPU."""
     seed: int = 0
@@ -127,14 +166,25 @@ class TrainConfig(Section):
     """Checkpoints inside an epoch too, beside the one at its end."""
     checkpoint_every_minutes: Annotated[float, Field(gt=0)] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _variants_fit_the_method(cls, given: Any) -> Any:
+        return settle(given) if isinstance(given, dict) else given
+
     @model_validator(mode="after")
     def _capacities_are_distinct(self) -> TrainConfig:
-        if not self.capacities:
+        single = METHODS[self.method].single
+        if not self.capacities and not single:
             raise ConfigError("train.capacities is empty; valid: one or more numbers in (0, 1)")
         if len(set(self.capacities)) != len(self.capacities) or 1.0 in self.capacities:
             raise ConfigError(
                 f"train.capacities {list(self.capacities)} must be distinct and below 1.0: "
                 "the dense network is always trained beside them"
+            )
+        if self.alone is not None and not single:
+            raise ConfigError(
+                f"train.alone={self.alone} makes no sense with train.method={self.method!r}: it trains "
+                "one network for all capacities"
             )
         return self
 
@@ -199,6 +249,10 @@ class Recipe(Section):
         parts = self.model_dump(mode="json", include={"data", "model", "train"})
         for key in ("checkpoint_every_steps", "checkpoint_every_minutes"):
             del parts["train"][key]
+        if self.train.old:  # which network it is, not where it lies
+            parts["train"]["old"] = weights_sha_of(self.train.old)
+        if self.model.weights:
+            parts["model"]["weights"] = of_file(self.model.weights)
         return parts
 
 
@@ -270,6 +324,8 @@ def _explain(error: ValidationError) -> str:
     def line(item: Any) -> str:
         where = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
+        if isinstance(item["input"], (dict, BaseModel)):  # a whole section: its message names the keys
+            return message
         return f"{where}: {message} (given: {item['input']!r})" if where else message
 
     items: Sequence[Any] = error.errors()

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +18,11 @@ from torch import Tensor
 from prunnet.errors import ConfigError, unknown
 
 PROJECTIONS = ("none", "last", "sequential")
-BLOCKS = ("kernel", "tensor")
-WEIGHTINGS = ("mean", "cosine")
+BLOCKS = ("kernel", "tensor", "network")
+WEIGHTINGS = ("mean", "cosine", "mgda", "uncertainty")
 _CACHED = 2_500_000
 """Numbers of a piece of rows that is worked on at once, so that it stays in cache."""
+_MOST_ROWS = 10
 _CANCELLED = 1e-12
 """A row counts as cancelled where projection leaves less than this share of its squared norm."""
 
@@ -33,6 +36,7 @@ def integrate(
     exponent: float = 0.5,
     order: Sequence[int] | Tensor | None = None,
     eps: float = 0.0,
+    weights: Sequence[float] | Tensor | None = None,
 ) -> Tensor:
     """One gradient from the M gradients of one tensor: M * sum_i w_i p_i.
 
@@ -40,10 +44,12 @@ def integrate(
         rows: `[M, *shape]`, finite.
         projection: `last` (p_i = g_i less its part along the last conflicting g_j of `order`), `sequential`
             (PCGrad: the projection accumulates), `none`.
-        block: `kernel` (projection within each slice of shape[0]) or `tensor`.
-        weighting: `cosine` (w_i ~ ((cos(p_i, g_i) + 1) / 2)^exponent, sum 1, over the whole tensor) or `mean`.
+        block: `kernel` (projection within each slice of shape[0]) or `tensor` (for one tensor also `network`).
+        weighting: of the whole tensor, sum 1: `cosine` (w_i ~ ((cos(p_i, g_i) + 1) / 2)^exponent), `mean`, `mgda`
+            (the convex combination of least norm, Sener and Koltun 2018), or `uncertainty` (`weights` decide).
         order: a permutation of range(M), used for every i and block; None: 0 … M-1.
         eps: added to <g_j, g_j>; 1e-8 reproduces the released code.
+        weights: [M], for `uncertainty` only; scaled to sum 1.
 
     Returns:
         `[*shape]`, same dtype. Equal to the plain loop up to rounding; never NaN for finite rows.
@@ -73,6 +79,7 @@ def integrate(
         exponent=exponent,
         eps=eps,
         scales=safe[None],
+        given=None if weights is None else torch.as_tensor(weights),
     )
     return torch.einsum("bi,ibn->bn", coefficients.to(rows.dtype), unit).reshape(rows.shape[1:])
 
@@ -86,6 +93,7 @@ def combine(
     exponent: float,
     eps: float = 0.0,
     scales: Tensor | None = None,
+    given: Tensor | None = None,
 ) -> list[Tensor]:
     """Coefficients with which the rows of T tensors are summed into their integrated gradients, all at once.
 
@@ -94,6 +102,7 @@ def combine(
         orders: one permutation of range(M) a tensor.
         scales: [T, M], what the rows of each tensor were divided by before (None: nothing); the coefficients
             are for the divided rows too.
+        given: [M], the weights of `uncertainty`, for all tensors.
 
     Returns:
         One [B_t, M] a tensor, float64.
@@ -112,7 +121,14 @@ def combine(
     scale = torch.ones_like(order_of, dtype=gram.dtype) if scales is None else scales.double().gather(1, order_of)
     # eps is meant for the rows as given; dividing rows by their scale divides their squared norms by its square.
     projected = _project(gram, projection, (eps / scale.square())[tensor] if eps else None)
-    weights = _weigh(gram, projected, tensor, len(grams), weighting, exponent)
+    if weighting == "uncertainty":
+        if given is None or len(given) != count or not bool((given > 0).all()):
+            raise ConfigError(f"weighting 'uncertainty' needs {count} positive weights, one a row")
+        weights = (given / given.sum()).to(gram)[order_of]
+    elif weighting == "mgda":
+        weights = _least_norm(gram, projected, tensor, scale)
+    else:
+        weights = _weigh(gram, projected, tensor, len(grams), weighting, exponent)
     ordered = count * torch.einsum("bi,bij->bj", (weights * scale)[tensor], projected)
     return list(torch.empty_like(ordered).scatter_(1, place, ordered).split(sizes.tolist()))
 
@@ -162,6 +178,42 @@ def _weigh(gram: Tensor, projected: Tensor, tensor: Tensor, tensors: int, weight
     return torch.where(summed > 0, raw / torch.where(summed > 0, summed, 1.0), equal)
 
 
+def _least_norm(gram: Tensor, projected: Tensor, tensor: Tensor, scale: Tensor) -> Tensor:
+    """Weights [T, M] of the shortest convex combination of each tensor's projected rows (MGDA).
+
+    The minimum lies in the interior of some face of the simplex: each face's own minimum is one small linear
+    system, and the shortest feasible one wins. 2^M - 1 faces; M is small.
+    """
+    tensors, count = scale.shape
+    if count > _MOST_ROWS:
+        raise ConfigError(f"weighting 'mgda' takes at most {_MOST_ROWS} gradients, here are {count}")
+    inner = projected @ gram @ projected.transpose(1, 2)  # [B, M, M]
+    rows = torch.zeros_like(inner[:1]).expand(tensors, -1, -1).clone().index_add_(0, tensor, inner)
+    rows *= scale[:, :, None] * scale[:, None, :]
+    size = rows.diagonal(dim1=1, dim2=2).mean(dim=1)
+    rows = rows / torch.where(size > 0, size, 1.0)[:, None, None]
+    best = torch.full((tensors,), torch.inf, dtype=rows.dtype, device=rows.device)
+    weights = torch.full_like(scale, 1 / count)
+    for face in (f for n in range(1, count + 1) for f in combinations(range(count), n)):
+        corner = torch.zeros_like(weights)
+        corner[:, list(face)] = _face_minimum(rows[:, list(face)][:, :, list(face)])
+        length = torch.einsum("ti,tij,tj->t", corner, rows, corner)
+        feasible = (corner >= -1e-9).all(dim=1) & ((corner.sum(dim=1) - 1).abs() < 1e-6)
+        better = feasible & (length < best - 1e-12) & (size > 0)
+        best = torch.where(better, length, best)
+        weights = torch.where(better[:, None], corner.clamp(min=0), weights)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def _face_minimum(rows: Tensor) -> Tensor:
+    """Stationary point [T, n] of w' G w on sum(w) = 1, for inner products [T, n, n]."""
+    tensors, count, _ = rows.shape
+    system = rows.new_zeros(tensors, count + 1, count + 1)
+    system[:, :count, :count] = rows
+    system[:, :count, count] = system[:, count, :count] = 1
+    return torch.linalg.pinv(system, hermitian=True)[:, :count, count]
+
+
 @dataclass(frozen=True)
 class LayerRows:
     """The gradients of one layer from M passes, and where their integration goes.
@@ -205,21 +257,36 @@ def integrate_layers(
     block: str,
     weighting: str,
     exponent: float,
+    given: Tensor | None = None,
 ) -> None:
     """Integrates weight and score gradients of all layers; `integrate` of each tensor, in the same numbers.
 
     `orders` holds one permutation a layer, for its weights and its scores. The gradients are read twice; what
     lies between, the algebra of all Gram matrices, is done once for all layers.
     """
-    grams = [gram for layer in layers for gram in _both_grams(layer, block)]
-    twice = [order for order in orders for _ in range(2)]
-    coefficients = combine(grams, twice, projection=projection, weighting=weighting, exponent=exponent)
+    coefficients = _layer_coefficients(
+        layers, orders, block, {"projection": projection, "weighting": weighting, "exponent": exponent, "given": given}
+    )
     for layer, for_weight, for_score in zip(layers, coefficients[::2], coefficients[1::2], strict=True):
         both = torch.stack([for_weight, for_score], dim=1).to(layer.weight.dtype).expand(len(layer.weight), -1, -1)
         for part, rows, factor in layer.pieces():
             sums = torch.bmm(both[part], rows)  # [b, 2, n]
             layer.weight_grad[part] = sums[:, 0]
             torch.mul(sums[:, 1], factor, out=layer.score_grad[part])
+
+
+def _layer_coefficients(
+    layers: Sequence[LayerRows], orders: Sequence[Sequence[int]], block: str, options: dict[str, Any]
+) -> list[Tensor]:
+    """Coefficients [B or 1, M] of each layer's weights and scores in turn."""
+    if options["projection"] == "none" and options["weighting"] == "mean":  # the plain sum: nothing to look at
+        device = layers[0].weight.device
+        return [torch.ones(1, layer.count, device=device) for layer in layers for _ in range(2)]
+    grams = [gram for layer in layers for gram in _both_grams(layer, block)]
+    if block == "network":  # all weights are one block, all scores another
+        whole = [torch.stack(grams[kind::2]).sum(0) for kind in range(2)]
+        return combine(whole, [orders[0]] * 2, **options) * len(layers)
+    return combine(grams, [order for order in orders for _ in range(2)], **options)
 
 
 def _both_grams(layer: LayerRows, block: str) -> tuple[Tensor, Tensor]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+
+from prunnet.errors import CheckpointError
 
 
 def of_json(value: Any) -> str:
@@ -29,3 +33,26 @@ def of_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
         digest.update(f"{name}|{array.dtype}|{array.shape}|".encode())
         digest.update(array.view(np.uint8).data if array.ndim else array.tobytes())
     return digest.hexdigest()
+
+
+def weights_sha_of(path: str | Path) -> str:
+    """What identifies the network of a saved file: the weights' hash in its header, for a subnetwork with mask and
+    calibration. CheckpointError where there is none."""
+    try:
+        with safe_open(str(path), framework="np") as file:
+            header = json.loads((file.metadata() or {})["prunnet"])
+        parts = [header[key] for key in ("weights_sha", "mask_sha", "calibration") if key in header]
+        return str(parts[0]) if len(parts) == 1 else of_json(parts)
+    except FileNotFoundError:
+        raise CheckpointError(f"checkpoint {str(path)!r} is not a file") from None
+    except (SafetensorError, OSError, KeyError, ValueError):
+        raise CheckpointError(f"{str(path)!r} is not a whole network file (model.safetensors of a run)") from None
+
+
+def of_file(path: str | Path) -> str:
+    """SHA-256 (hex) of a file's bytes; CheckpointError where it cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"weights {str(path)!r} cannot be read: {error.strerror}") from None

@@ -17,7 +17,11 @@ import torch
 from torch import Tensor
 
 from prunnet.config import check_capacity
+from prunnet.errors import ConfigError, unknown
 
+ALLOCATIONS = ("layer", "global")
+FLOOR = 0.01
+"""Share of every layer that allocation `global` keeps in any case."""
 _MIN_THRESHOLD = 1e-30
 """Below it the value under a threshold may be a denormal, which some CPUs flush to zero."""
 
@@ -64,13 +68,17 @@ class LayerMasks:
     """
 
     def __init__(self, scores: Tensor, capacities: Sequence[float]) -> None:
-        self.counts = [keep_count(scores.numel(), c) for c in capacities]
-        self._nested = sorted(range(len(self.counts)), key=lambda i: -self.counts[i])
+        self._set([keep_count(scores.numel(), c) for c in capacities])
         self._magnitude = torch.empty_like(scores, requires_grad=False)
-        self._below: list[float] = [0.0] * len(self.counts)
-        self._dropped: list[Tensor | None] = [None] * len(self.counts)
         self._ranks: Tensor | None = None
         self.update(scores)
+
+    def _set(self, counts: list[int]) -> None:
+        """How many weights each mask keeps, from the next selection on."""
+        self.counts = counts
+        self._nested = sorted(range(len(counts)), key=lambda i: -counts[i])
+        self._below: list[float] = [0.0] * len(counts)
+        self._dropped: list[Tensor | None] = [None] * len(counts)
 
     def update(self, scores: Tensor) -> None:
         """Selects anew after the scores have changed."""
@@ -145,13 +153,72 @@ class LayerMasks:
 
 
 @torch.no_grad()
-def update_all(masks: Sequence[LayerMasks], scores: Sequence[Tensor], threads: Executor | None = None) -> None:
+def update_all(
+    masks: Sequence[LayerMasks],
+    scores: Sequence[Tensor],
+    threads: Executor | None = None,
+    *,
+    capacities: Sequence[float] | None = None,
+    allocation: str = "layer",
+) -> None:
     """Selects the masks of some layers anew, several layers at a time where there are `threads`.
+
+    Args:
+        capacities: what the masks are to keep from now on; None: as before (allocation `layer` only).
+        allocation: `layer`, or `global`: see `global_counts`.
 
     Only numpy works in the threads (it lets go of the interpreter): a torch operation there would start a second
     team of OpenMP threads, which then spins against the first.
     """
     for mask, score in zip(masks, scores, strict=True):
         torch.abs(score.detach(), out=mask._magnitude)
+    if capacities is not None:
+        for mask, counts in zip(masks, counts_by_layer(scores, capacities, allocation), strict=True):
+            mask._set(counts)
     largest_first = sorted(masks, key=lambda mask: -mask._magnitude.numel())
     list((threads.map if threads else map)(LayerMasks._select, largest_first))
+
+
+def counts_by_layer(scores: Sequence[Tensor], capacities: Sequence[float], allocation: str) -> list[list[int]]:
+    """How many weights each layer keeps at each capacity: [layer][capacity]."""
+    if allocation == "layer":
+        return [[keep_count(score.numel(), c) for c in capacities] for score in scores]
+    if allocation != "global":
+        raise ConfigError(unknown("allocation", allocation, ALLOCATIONS))
+    return global_counts(scores, capacities)
+
+
+@torch.no_grad()
+def global_counts(scores: Sequence[Tensor], capacities: Sequence[float], floor: float = FLOOR) -> list[list[int]]:
+    """Counts [layer][capacity] under one threshold over all layers ("greedy", METHODS section 2).
+
+    The best `floor` of each layer is kept whatever the threshold, so that no layer dies; the rest of the budget
+    goes to the best scores of all layers, the earlier layer and the lower index first among equals. A budget
+    below the floors is raised to them. Masks of ever larger capacities nest.
+    """
+    magnitudes = [score.detach().abs().reshape(-1) for score in scores]
+    floors = [max(1, math.floor(floor * m.numel() + 0.5)) for m in magnitudes]
+    # Without a layer's floor, what is left of it by falling magnitude.
+    left = [m.sort(descending=True).values[kept:] for m, kept in zip(magnitudes, floors, strict=True)]
+    pool = torch.cat(left)
+    total = sum(m.numel() for m in magnitudes)
+    by_capacity = []
+    for capacity in capacities:
+        more = max(0, keep_count(total, capacity) - sum(floors))
+        by_capacity.append([kept + n for kept, n in zip(floors, _shares(left, pool, more), strict=True)])
+    return [list(counts) for counts in zip(*by_capacity, strict=True)]
+
+
+def _shares(left: Sequence[Tensor], pool: Tensor, count: int) -> list[int]:
+    """How many of the `count` largest of the pool each layer owns."""
+    if count == 0:
+        return [0] * len(left)
+    threshold = pool.kthvalue(pool.numel() - count + 1).values
+    above = [int((m > threshold).sum()) for m in left]
+    ties = count - sum(above)
+    shares = []
+    for m, n in zip(left, above, strict=True):
+        taken = min(ties, int((m == threshold).sum()))
+        shares.append(n + taken)
+        ties -= taken
+    return shares

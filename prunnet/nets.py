@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunnet.config import ModelConfig
-from prunnet.errors import ConfigError, unknown
+from prunnet.errors import ConfigError, one_line, unknown
 from prunnet.prunable import attach_scores
 
 _REFUSED = "checkpoint_path pretrained pretrained_cfg pretrained_cfg_overlay cache_dir features_only"
@@ -31,8 +32,11 @@ class RetrievalNet(nn.Module):
         stem: "released" drops the max-pool after the stem, as PrunNet's released ResNet-18 does.
         neck_norm: "batch" or "none".
         options: keyword arguments for `timm.create_model`.
+        width: the first so many of every layer's channels, 0 < width <= 1; see `prunnet.widths`.
+        scored: False leaves the scores out: a plain network that nothing can be cut from.
         score_init: see `prunable.init_scores`.
         seed: of weights and scores; the same seed gives the same network.
+        pretrained, weights: see `make_backbone`; not part of the network's description.
 
     Raises:
         ConfigError: unknown backbone or option, a stem that the backbone does not have, fewer than two classes.
@@ -48,8 +52,12 @@ class RetrievalNet(nn.Module):
         stem: str = "timm",
         neck_norm: str = "batch",
         options: Mapping[str, Any] | None = None,
+        width: float = 1.0,
+        scored: bool = True,
         score_init: str = "kaiming_uniform",
         seed: int = 0,
+        pretrained: bool = False,
+        weights: str | None = None,
     ) -> None:
         super().__init__()
         if classes < 2:
@@ -62,29 +70,51 @@ class RetrievalNet(nn.Module):
             "stem": stem,
             "neck_norm": neck_norm,
             "options": dict(options or {}),
+            # Only where they say something, so that older files keep their hashes.
+            **({} if width == 1.0 else {"width": width}),
+            **({} if scored else {"scored": False}),
         }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.backbone = make_backbone(backbone, in_chans=in_chans, stem=stem, options=options)
-            width = int(self.backbone.num_features)  # type: ignore[arg-type]
+            self.backbone = make_backbone(
+                backbone, in_chans=in_chans, stem=stem, options=options, pretrained=pretrained, weights=weights
+            )
+            if width != 1.0:
+                from prunnet.widths import shrink
+
+                shrink(self.backbone, width)
+            features = int(self.backbone.num_features)  # type: ignore[arg-type]
             norm = nn.BatchNorm1d(embedding_dim) if neck_norm == "batch" else nn.Identity()
-            self.neck = nn.Sequential(nn.Linear(width, embedding_dim), norm)
+            self.neck = nn.Sequential(nn.Linear(features, embedding_dim), norm)
             self.classifier = nn.Linear(embedding_dim, classes)
-        attach_scores(self.backbone, score_init, seed)
+        if scored:
+            attach_scores(self.backbone, score_init, seed)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] -> logits [B, classes]."""
-        return self.classifier(self.neck(self.backbone(images)))
+        return self.classifier(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] -> the neck's output [B, embedding_dim], not normalised."""
+        return self.neck(self.backbone(images))
 
     def embed(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] -> L2-normalised embeddings [B, embedding_dim], float32."""
-        return F.normalize(self.neck(self.backbone(images)).float())
+        return F.normalize(self.features(images).float())
 
     @classmethod
     def from_config(
-        cls, model: ModelConfig, *, classes: int, in_chans: int, score_init: str, seed: int
+        cls,
+        model: ModelConfig,
+        *,
+        classes: int,
+        in_chans: int,
+        score_init: str | None,
+        seed: int,
+        image_size: int,
+        **more: Any,
     ) -> RetrievalNet:
-        """The network that a recipe's section describes."""
+        """The network that a recipe's section describes, for square images of `image_size` pixels."""
         return cls(
             model.backbone,
             classes,
@@ -92,27 +122,66 @@ class RetrievalNet(nn.Module):
             in_chans=in_chans,
             stem=model.stem,
             neck_norm=model.neck_norm,
-            options=model.options,
-            score_init=score_init,
+            options=sized_options(model, image_size),
+            # SNIP needs a batch: the trainer overwrites the scores before its first step.
+            score_init="kaiming_uniform" if score_init in (None, "snip") else score_init,
             seed=seed,
+            pretrained=model.pretrained,
+            weights=model.weights,
+            **more,
         )
 
 
+def sized_options(model: ModelConfig, image_size: int) -> dict[str, Any]:
+    """The recipe's options, with `img_size` for backbones that are made for one size (ViT, Swin)."""
+    config = timm.get_pretrained_cfg(model.backbone) if timm.is_model(model.backbone) else None
+    fixed = config is not None and config.fixed_input_size
+    return {"img_size": image_size, **model.options} if fixed else dict(model.options)
+
+
 def make_backbone(
-    name: str, *, in_chans: int = 3, stem: str = "timm", options: Mapping[str, Any] | None = None
+    name: str,
+    *,
+    in_chans: int = 3,
+    stem: str = "timm",
+    options: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+    weights: str | None = None,
 ) -> nn.Module:
     """A timm model without its classifier: images [B, C, H, W] -> pooled features [B, num_features].
 
-    Raises ConfigError for a name or an option that timm does not know.
+    Args:
+        pretrained: start from timm's weights, which timm downloads.
+        weights: start from a local .safetensors file with timm's names; the first convolution is adapted to
+            `in_chans`, position embeddings to the image size, as timm does it.
+
+    Raises:
+        ConfigError: a name or an option that timm does not know, or weights that cannot be had or do not fit.
     """
     if not timm.is_model(name):
         raise ConfigError(unknown("backbone", name, timm.list_models()))
     if refused := sorted(set(options or {}) & REFUSED_OPTIONS):
         raise ConfigError(f"backbone options {refused} are not taken: they would load weights or undo the recipe")
+    source: dict[str, Any] = {}
+    if weights is not None:
+        if not weights.endswith(".safetensors") or not Path(weights).is_file():
+            raise ConfigError(f"model.weights={weights!r} is not a .safetensors file that can be read")
+        source = {"pretrained": True, "pretrained_cfg_overlay": {"file": weights}}
+    elif pretrained:
+        source = {"pretrained": True}
     try:
-        model = timm.create_model(name, num_classes=0, in_chans=in_chans, **dict(options or {}))
-    except (TypeError, KeyError) as error:
+        model = timm.create_model(name, num_classes=0, in_chans=in_chans, **dict(options or {}), **source)
+    except (TypeError, KeyError, AssertionError) as error:
         raise ConfigError(f"backbone {name!r} does not take options {dict(options or {})!r}: {error}") from None
+    except (RuntimeError, OSError, ValueError) as error:
+        if not source:
+            raise ConfigError(f"backbone {name!r} with options {dict(options or {})!r}: {one_line(error)}") from None
+        if weights is not None:
+            raise ConfigError(f"model.weights={weights!r} does not fit {name!r}: {one_line(error)[:300]}") from None
+        raise ConfigError(
+            f"model.pretrained: timm could not get weights for {name!r} ({one_line(error)[:200]}); on a machine "
+            "without a network set model.weights to a local .safetensors file instead"
+        ) from None
     if stem == "released":
         if not hasattr(model, "maxpool"):
             raise ConfigError(f"stem 'released' drops a max-pool, which backbone {name!r} does not have; valid: timm")

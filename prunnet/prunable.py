@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from prunnet.errors import ConfigError, unknown
 
 SCORE_INITS = ("kaiming_uniform", "normal", "magnitude", "constant")
+"""Those that need no data; `snip_scores` is the fifth."""
 
 
 def layers(net: nn.Module) -> dict[str, nn.Module]:
@@ -54,6 +55,20 @@ def init_scores(net: nn.Module, init: str, seed: int) -> None:
     for module in layers(net).values():
         score, weight = module.get_parameter("score"), module.get_parameter("weight")
         score.copy_(_initial(weight, init, generator))
+
+
+@torch.no_grad()
+def snip_scores(net: nn.Module, gradients: dict[str, Tensor]) -> None:
+    """Fills all scores with SNIP's saliency, abs(w * dL/dw) (Lee et al. 2019), given the loss gradients by layer name.
+
+    The ranking within a layer is SNIP's; the scale is that of `kaiming_uniform`, since the learning rate acts on it.
+    """
+    for name, layer in layers(net).items():
+        weight = layer.get_parameter("weight")
+        saliency = (weight * gradients[name]).abs()
+        mean = saliency.mean()
+        wanted = 0.5 / math.sqrt(weight[0].numel())
+        layer.get_parameter("score").copy_(saliency * (wanted / mean) if mean > 0 else saliency)
 
 
 def _initial(weight: Tensor, init: str, generator: torch.Generator) -> Tensor:

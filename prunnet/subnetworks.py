@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ from prunnet.cost import Cost, cost_of
 from prunnet.data.base import ImageSet
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError
-from prunnet.masks import LayerMasks
+from prunnet.masks import LayerMasks, update_all
 from prunnet.nets import RetrievalNet
+from prunnet.widths import SwitchableNet
 
 FORMAT = "prunnet-subnetwork"
 
@@ -106,9 +108,21 @@ class Subnetwork:
         }
         save_tensors(path, tensors, FORMAT, header)
 
+    def to(self, device: torch.device | str) -> Subnetwork:
+        """Moves network, masks and statistics; returns self."""
+        self.net.to(device)
+        self.masks = {name: mask.to(device) for name, mask in self.masks.items()}
+        self._tensors = {name: tensor.to(device) for name, tensor in self._tensors.items()}
+        return self
+
     @classmethod
     def load(cls, path: str | Path) -> Subnetwork:
         """The saved subnetwork; its features are bit-equal. CheckpointError for any other file."""
+        return cls.load_with_preprocessing(path)[0]
+
+    @classmethod
+    def load_with_preprocessing(cls, path: str | Path) -> tuple[Subnetwork, dict[str, Any] | None]:
+        """The saved subnetwork, and what its images had been made with, as JSON."""
         tensors, header = load_tensors(path, FORMAT)
         net = described_net(path, header)
         missing, unexpected = net.load_state_dict(tensors, strict=False)
@@ -118,24 +132,39 @@ class Subnetwork:
         masks = {name: module.get_parameter("weight") != 0 for name, module in prunable.layers(net).items()}
         loaded = cls(net, float(header["capacity"]), masks, header["weights_sha"])
         loaded.calibration = header["calibration"]
-        return loaded
+        return loaded, header["preprocessing"]
 
 
 def subnetwork(
-    net: RetrievalNet, capacity: float, *, random_masks: int | None = None, weights_sha: str | None = None
+    net: RetrievalNet,
+    capacity: float,
+    *,
+    allocation: str = "layer",
+    random_masks: int | None = None,
+    weights_sha: str | None = None,
 ) -> Subnetwork:
     """The subnetwork of any capacity in (0, 1], trained or not; ConfigError for any other number.
 
+    A switchable network's is a plain, smaller network with the first channels of every layer.
+
+    `allocation`: `layer` or `global`, see `masks.counts_by_layer`.
     `random_masks`: a seed; masks of the same sizes are drawn at random instead (the control for the scores).
     `weights_sha`: `network_sha(net)` where the caller has it, since hashing takes longer than cutting.
     """
     capacity = check_capacity(capacity)
-    scores = {name: module.get_parameter("score") for name, module in prunable.layers(net).items()}
+    if isinstance(net, SwitchableNet):
+        return Subnetwork(net.extract(capacity), capacity, {}, weights_sha or network_sha(net))
+    scores = [module.get_parameter("score") for module in prunable.layers(net).values()]
+    if not scores and capacity < 1.0:
+        raise ConfigError(f"capacity {capacity:g}: this network carries no scores, so nothing can be cut from it")
     if random_masks is not None:
         generator = torch.Generator().manual_seed(random_masks)
-        scores = {n: torch.rand(s.shape, generator=generator).to(s.device) for n, s in scores.items()}  # type: ignore[misc]
-    masks = {name: LayerMasks(score, [capacity]).mask(0) for name, score in scores.items()}
-    return Subnetwork(net, capacity, masks, weights_sha)
+        scores = [torch.rand(s.shape, generator=generator).to(s.device) for s in scores]  # type: ignore[misc]
+    masks = [LayerMasks(score, [capacity]) for score in scores]
+    if allocation != "layer":
+        update_all(masks, scores, capacities=[capacity], allocation=allocation)
+    named = dict(zip(prunable.layers(net), (mask.mask(0) for mask in masks), strict=True))
+    return Subnetwork(net, capacity, named, weights_sha)
 
 
 def calibration_indices(total: int, images: int, seed: int) -> np.ndarray:

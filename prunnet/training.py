@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -26,8 +27,9 @@ from prunnet.data.transforms import Augmentation, Preprocessing
 from prunnet.errors import ConfigError, DataError
 from prunnet.memory import keep_freed_memory
 from prunnet.nets import RetrievalNet
-from prunnet.objectives import make_objective
-from prunnet.objectives.prunnet import step_seed
+from prunnet.objectives import Context, make_objective
+from prunnet.objectives.masked import step_seed
+from prunnet.upgrade import OldNetwork
 
 
 @dataclass
@@ -43,6 +45,7 @@ class Trainer:
     """Trains `net` on `train_set` as `config` says, on this process' share of every batch.
 
     Args:
+        class_names: of the training classes, by label; `bct` finds the old network's labels by them.
         device: of the network; images follow.
         group: torch.distributed group of the workers; None: the default one if there is any.
 
@@ -58,6 +61,7 @@ class Trainer:
         *,
         preprocessing: Preprocessing,
         augmentation: Augmentation | None = None,
+        class_names: Sequence[str] = (),
         device: torch.device | str = "cpu",
         group: dist.ProcessGroup | None = None,
     ) -> None:
@@ -71,9 +75,40 @@ class Trainer:
         layout = torch.channels_last if self.dtype == torch.bfloat16 else torch.contiguous_format
         self.net: RetrievalNet = net.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
         self.layout = layout
-        self.objective = make_objective(self.net, config, self.reducer, self.dtype)
-        self.optimizer = make_optimizer(self.net, config)
+        self.objective = make_objective(self.net, config, self._context(class_names))
+        self.optimizer = make_optimizer(self.net, config, self.objective.parameters())
         self.progress = Progress()
+
+    def _context(self, class_names: Sequence[str]) -> Context:
+        """What the method may need: the old network among it. Under SNIP the scores are set here, too."""
+        config, old = self.config, None
+        if config.old:
+            old = OldNetwork(
+                config.old,
+                preprocessing=self.preprocessing,
+                class_names=class_names,
+                embedding_dim=self.net.spec["embedding_dim"],
+                train_set=self.train_set,
+                device=self.device,
+            )
+        if config.score_init == "snip":
+            self._snip()
+        return Context(self.reducer, self.dtype, self.train_set, self.preprocessing, old, self.total_steps)
+
+    def _snip(self) -> None:
+        """Scores from the dense loss of the run's first batch, averaged over the workers."""
+        images, labels = next(self._batches(0, 0))
+        layers = prunable.layers(self.net)
+        weights = [layer.get_parameter("weight") for layer in layers.values()]
+        self.net.train()
+        with prunable.frozen_statistics(self.net):
+            loss = F.cross_entropy(self.net(images), labels)
+        gradients = self.reducer.average(torch.autograd.grad(loss, weights))
+        prunable.snip_scores(self.net, dict(zip(layers, gradients, strict=True)))
+
+    def learned(self) -> dict[str, nn.Parameter]:
+        """Everything that the optimiser steps, by name: the network's parameters and the objective's."""
+        return {**dict(self.net.named_parameters()), **self.objective.parameters()}
 
     @property
     def total_steps(self) -> int:
@@ -89,6 +124,8 @@ class Trainer:
         while self.progress.step < self.total_steps:
             epoch = self.progress.step // self.steps_per_epoch
             started, losses = time.perf_counter(), []
+            if self.progress.step % self.steps_per_epoch == 0:
+                self.objective.start_epoch(epoch)
             for images, labels in self._batches(epoch, self.progress.step % self.steps_per_epoch):
                 losses.append(self.step(images, labels))
                 if after_step is not None:
@@ -175,13 +212,22 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def make_optimizer(net: RetrievalNet, config: TrainConfig) -> torch.optim.SGD:
-    """SGD with momentum over two groups: weights, and scores with their own rate."""
+def make_optimizer(
+    net: RetrievalNet, config: TrainConfig, more: Mapping[str, nn.Parameter] | None = None
+) -> torch.optim.Optimizer:
+    """SGD with momentum, or AdamW, over three groups: weights, scores with their own rate, and what the objective
+    learns (`more`), without decay."""
     scores = [layer.get_parameter("score") for layer in prunable.layers(net).values()]
     scored = {id(p) for p in scores}
     weights = [p for p in net.parameters() if id(p) not in scored]
     score_lr = config.lr if config.score_lr is None else config.score_lr
-    groups = [{"params": weights, "base_lr": config.lr}, {"params": scores, "base_lr": score_lr}]
+    groups: list[dict[str, Any]] = [{"params": weights, "base_lr": config.lr}]
+    if scores:
+        groups.append({"params": scores, "base_lr": score_lr})
+    if more:
+        groups.append({"params": list(more.values()), "base_lr": config.lr, "weight_decay": 0.0})
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
 
 

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from analysis import plots, report, tables
 from analysis.frame import Frame
-from cluster.evaluation import Plan, evaluate
+from cluster.evaluation import evaluate
 from cluster.progress import bar
 from cluster.session import session
 from cluster.training import train
@@ -34,13 +34,14 @@ from prunnet import data, results
 from prunnet.checkpoint import load_network
 from prunnet.config import Recipe, load_recipe
 from prunnet.data.base import Dataset
-from prunnet.errors import CheckpointError, PrunnetError
-from prunnet.nets import RetrievalNet
+from prunnet.errors import PrunnetError
+from prunnet.families import Family, finished, fitting, make_net, stages
+from prunnet.plan import Units, evaluation_images, evaluation_plan, network_arrays, plan_units
 from prunnet.training import steps_per_epoch
 from sweeps.run import Run, absolute_paths, git_commit, open_run
-from sweeps.units import Units, evaluation_images, plan_units
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
+NOT_FETCHED = {"pretrained": False, "weights": None}
 
 
 def sweep(recipe: Recipe, *, fresh: bool = False, console: Console | None = None) -> int:
@@ -54,56 +55,45 @@ def sweep(recipe: Recipe, *, fresh: bool = False, console: Console | None = None
         console.print(f"run {run.folder}", soft_wrap=True)
         dataset = data.load(recipe.data)
         dataset.split(recipe.sweep.split)
-        net, header = trained_network(recipe, run, dataset, console)
-        units = plan_units(recipe, header, dataset)
-        failures = evaluate_missing(recipe, run, dataset, net, units, console)
+        family = trained_networks(recipe, run, dataset, console)
+        units = plan_units(recipe, family, dataset)
+        failures = evaluate_missing(recipe, run, dataset, family, units, console)
         conclude(recipe, run, units, failures, console)
     return 1 if failures else 0
 
 
-def trained_network(
-    recipe: Recipe, run: Run, dataset: Dataset, console: Console
-) -> tuple[RetrievalNet, dict[str, Any]]:
-    """The network to sweep: a given checkpoint, this run's finished model, or one that is trained now."""
+def trained_networks(recipe: Recipe, run: Run, dataset: Dataset, console: Console) -> Family:
+    """What is swept: a given checkpoint, this run's finished networks, or those that are trained now."""
     if recipe.model.checkpoint:
         console.print(f"network from {recipe.model.checkpoint}")
-        return fitting(*load_network(recipe.model.checkpoint), recipe, dataset)
-    if run.model.exists():
-        net, header = load_network(run.model)
-        if header["training_hash"] == recipe.training_hash():
-            console.print(f"training: finished before ({header['epoch']} epochs), nothing to do")
-            return net, header
+        net, header = load_network(recipe.model.checkpoint)
+        fitting(header, recipe.model.checkpoint, dataset.preprocessing)
+        return Family({1.0: (net, header)})
+    files: dict[float, Path] = {}
+    for stage in stages(recipe):
+        files[stage.capacity] = run.folder / stage.file
+        train_stage(stage.ready(run.model), run, files[stage.capacity], dataset, console)
+    return Family.load(files)
+
+
+def train_stage(recipe: Recipe, run: Run, path: Path, dataset: Dataset, console: Console) -> None:
+    """One network on the cluster, unless it is finished."""
+    if finished(path, recipe):
+        console.print(f"training: {path.name} finished before ({recipe.train.epochs} epochs), nothing to do")
+        return
     # What workers would refuse is said here, at once, before any is started.
-    RetrievalNet.from_config(
-        recipe.model,
-        classes=len(dataset.class_names),
-        in_chans=recipe.data.channels,
-        score_init="constant",
-        seed=0,
-    )
+    make_net(recipe.model_copy(update={"model": recipe.model.model_copy(update=NOT_FETCHED)}), dataset)
     steps_per_epoch(len(dataset.train), recipe.train.batch_size, recipe.cluster.workers)
-    console.print(f"training on {len(dataset.train)} images of {len(dataset.class_names)} classes")
+    capacity = f" at capacity {recipe.train.alone:g}" if recipe.train.alone else ""
+    console.print(
+        f"training {recipe.train.method}{capacity} on {len(dataset.train)} images of {len(dataset.class_names)} classes"
+    )
     with session(recipe.cluster):
-        train(recipe, run.training, run.model, console)
-    return load_network(run.model)
-
-
-def fitting(
-    net: RetrievalNet, header: dict[str, Any], recipe: Recipe, dataset: Dataset
-) -> tuple[RetrievalNet, dict[str, Any]]:
-    """The loaded network, if it was trained for images as this recipe makes them; else CheckpointError."""
-    trained, wanted = header["preprocessing"], dataset.preprocessing.to_json()
-    if trained != wanted:
-        differs = sorted(key for key in wanted if trained.get(key) != wanted[key])
-        raise CheckpointError(
-            f"checkpoint {recipe.model.checkpoint!r} was trained with other preprocessing: "
-            + ", ".join(f"{key} {trained.get(key)} (recipe: {wanted[key]})" for key in differs)
-        )
-    return net, header
+        train(recipe, run.training, path, console)
 
 
 def evaluate_missing(
-    recipe: Recipe, run: Run, dataset: Dataset, net: RetrievalNet, units: Units, console: Console
+    recipe: Recipe, run: Run, dataset: Dataset, family: Family, units: Units, console: Console
 ) -> list[tuple[float, str]]:
     """Evaluates what the results table does not hold yet; returns (capacity, error) of what failed for good."""
     finished = results.finished_keys(run.results)
@@ -114,8 +104,10 @@ def evaluate_missing(
         return []
     features = units.needed_features(missing)
     split = dataset.split(recipe.sweep.split)
-    plan = evaluation_plan(recipe, run, net, split.leave_one_out)
-    weights = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+    plan = evaluation_plan(
+        recipe, family, split.leave_one_out, features=run.features, results=run.results, git_commit=git_commit()
+    )
+    weights = network_arrays(family)
     images = evaluation_images(dataset, split, units)
     with session(recipe.cluster), bar(console) as progress:
         tasks = {
@@ -133,24 +125,6 @@ def evaluate_missing(
 
         remaining: Callable[[set[str]], Any] = lambda lost: units.missing_tests(finished, lost)  # noqa: E731
         return evaluate(plan, weights, images, features, remaining, recipe.cluster, report_progress)
-
-
-def evaluation_plan(recipe: Recipe, run: Run, net: RetrievalNet, leave_one_out: bool) -> Plan:
-    """What every evaluation actor needs to know."""
-    return Plan(
-        spec=net.spec,
-        preprocessing=data.Preprocessing.from_config(recipe.data),
-        leave_one_out=leave_one_out,
-        calibrate=recipe.sweep.calibrate,
-        random_masks=recipe.sweep.seed if recipe.sweep.masks == "random" else None,
-        batch_size=recipe.sweep.batch_size,
-        features=str(run.features),
-        results=str(run.results),
-        threads=max(1, int(recipe.cluster.cpus_per_actor)),
-        git_commit=git_commit(),
-        sweep_id=recipe.name,
-        device="cuda" if recipe.cluster.gpus_per_actor else "cpu",
-    )
 
 
 def conclude(recipe: Recipe, run: Run, units: Units, failures: list[tuple[float, str]], console: Console) -> None:

@@ -109,8 +109,11 @@ def absolute_paths(recipe: Recipe) -> Recipe:
                 "validation": tuple(map(_absolute, data.validation)),
             }
         changes["data"] = data.model_copy(update=update)
-    if recipe.model.checkpoint:
-        changes["model"] = recipe.model.model_copy(update={"checkpoint": _absolute(recipe.model.checkpoint)})
+    model = {k: _absolute(v) for k in ("checkpoint", "weights") if (v := getattr(recipe.model, k))}
+    if model:
+        changes["model"] = recipe.model.model_copy(update=model)
+    if recipe.train.old:
+        changes["train"] = recipe.train.model_copy(update={"old": _absolute(recipe.train.old)})
     return recipe.model_copy(update=changes)
 
 

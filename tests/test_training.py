@@ -20,8 +20,8 @@ from prunnet.config import TrainConfig
 from prunnet.data.base import MemoryImages
 from prunnet.data.transforms import Augmentation, Preprocessing
 from prunnet.errors import ConfigError, DataError
-from prunnet.objectives import make_objective
-from prunnet.objectives.prunnet import step_seed
+from prunnet.objectives import Context, make_objective
+from prunnet.objectives.masked import step_seed
 from prunnet.training import Trainer, schedule
 from tests import reference
 from tests.conftest import net_without_batchnorm, striped_images, tiny_net
@@ -71,7 +71,7 @@ def obvious_step(net: nn.Module, images: Tensor, labels: Tensor, config: TrainCo
 
 def gradients(net: nn.Module, images: Tensor, labels: Tensor, config: TrainConfig, step: int) -> dict[str, Tensor]:
     net.zero_grad()
-    make_objective(net, config, Reducer(), torch.float32).backward(images, labels, step)  # type: ignore[arg-type]
+    make_objective(net, config, Context(Reducer(), torch.float32)).backward(images, labels, step)  # type: ignore[arg-type]
     return {name: parameter.grad.clone() for name, parameter in net.named_parameters()}
 
 
@@ -214,8 +214,7 @@ def test_bf16_trains_without_nan_and_about_as_well(preprocessing: Preprocessing)
 
 @pytest.mark.parametrize("stop_at", [2, 4, 9])
 def test_a_stopped_run_resumes_to_the_same_bits(preprocessing: Preprocessing, tmp_path: Path, stop_at: int) -> None:
-    from cluster.training import Saver
-    from prunnet.checkpoint import save_training
+    from prunnet import resume
     from prunnet.config import Recipe
 
     whole = trainer_for(preprocessing)
@@ -229,14 +228,12 @@ def test_a_stopped_run_resumes_to_the_same_bits(preprocessing: Preprocessing, tm
 
     def stop(trainer: Trainer) -> None:
         if trainer.progress.step == stop_at:
-            saver = Saver(trainer, recipe, ("a", "b", "c", "d"), board=None)
-            statistics = {n: b.unsqueeze(0) for n, b in trainer.net.named_buffers()}
-            save_training(tmp_path, saver._tensors(statistics), saver._header())
+            resume.save(tmp_path, trainer, recipe, ("a", "b", "c", "d"))
             raise Stopped
 
     with pytest.raises(Stopped):
         stopped.run(after_step=stop)
-    Saver(resumed, recipe, ("a", "b", "c", "d"), board=None).restore(tmp_path)
+    resume.restore(tmp_path, resumed, recipe)
     resumed.run()
     assert network_sha(resumed.net) == network_sha(whole.net)
 

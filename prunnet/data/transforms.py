@@ -49,6 +49,11 @@ class Preprocessing:
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Preprocessing:
+        """What `to_json` gave."""
+        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
     def sha(self) -> str:
         return hashing.of_json(self.to_json())
 

@@ -1,35 +1,132 @@
-"""Training methods by name, one file each. An objective turns a batch into gradients; it does not step."""
+"""Training methods by name, one file each. An objective turns a batch into gradients; it does not step.
+
+`prunnet.methods` holds the names and what each leaves open. Two kinds of networks (masked.py, switchable.py), and
+terms that compare with an old network (`Term`), which a single network is trained with (`bct`, `asymmetric`,
+`regression`, `prototypes`, `ndpp`, `odpp`) or which another method adds to every pass (`train.compatible`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunnet.communication import Reducer
 from prunnet.config import TrainConfig
-from prunnet.errors import ConfigError, unknown
+from prunnet.data.base import ImageSet
+from prunnet.data.transforms import Preprocessing
+from prunnet.errors import ConfigError
+from prunnet.methods import METHODS
 from prunnet.nets import RetrievalNet
+from prunnet.upgrade import OldNetwork
 
 
 class Objective(Protocol):
     """What the training loop asks of a method."""
 
+    def start_epoch(self, epoch: int) -> None:
+        """Called before the first step of an epoch; a resume inside an epoch restores `state` instead."""
+        ...
+
     def backward(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
-        """Fills `.grad` of all parameters with gradients that are averaged over the workers.
+        """Fills `.grad` of all trained parameters with gradients that are averaged over the workers.
 
         images [B, C, H, W], labels [B]; `step` seeds every random choice, alike on all ranks.
         Returns this worker's losses, by name, each a scalar.
         """
         ...
 
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is learned beside the network, by name; the optimiser steps it without weight decay."""
+        ...
 
-def make_objective(net: RetrievalNet, config: TrainConfig, reducer: Reducer, dtype: torch.dtype) -> Objective:
-    """The objective named by `config.method`; ConfigError for an unknown name."""
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that a checkpoint must hold beside network, optimiser and `parameters`."""
+        ...
+
+    def load_state(self, state: dict[str, Tensor]) -> None: ...
+
+
+class Term(Protocol):
+    """A loss against an old (or larger) network, whose embeddings the trained one must match."""
+
+    own_loss: bool
+    """Whether the cross-entropy through the network's own classifier is part of the method."""
+
+    def start_epoch(self, epoch: int) -> None: ...
+
+    def targets(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """What the old network says of a batch, once a step; gathered over the workers where the loss couples
+        the batch."""
+        ...
+
+    def loss(self, features: Tensor, labels: Tensor, targets: tuple[Tensor, ...]) -> Tensor:
+        """features [B, d]: the neck's output, not normalised. A mean over this worker's images."""
+        ...
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def load_state(self, state: dict[str, Tensor]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may need beside the network and its settings."""
+
+    reducer: Reducer
+    dtype: torch.dtype
+    """Of the passes: float32, or bfloat16 under autocast."""
+    train_set: ImageSet | None = None
+    preprocessing: Preprocessing | None = None
+    old: OldNetwork | None = None
+    total_steps: int = 1
+
+
+def make_objective(net: RetrievalNet, config: TrainConfig, context: Context) -> Objective:
+    """The objective named by `config.method`, with the term of `config.compatible` where there is one."""
+    from prunnet.objectives.independent import Independent
+    from prunnet.objectives.joint import Joint
     from prunnet.objectives.prunnet import PrunNet
+    from prunnet.objectives.sfsc import Sfsc, SfscReleased
+    from prunnet.objectives.switchable import Switchable
 
-    methods = {"prunnet": PrunNet}
-    if config.method not in methods:
-        raise ConfigError(unknown("train.method", config.method, methods))
-    return methods[config.method](net, config, reducer, dtype)
+    method = METHODS[config.method]
+    named: str | None = config.compatible
+    if method.single and method.teacher != "none":
+        named = config.method
+    term = make_term(named, net, config, context) if named else None
+    if method.single:
+        return Independent(net, config, context, term)
+    kinds: dict[str, Callable[..., Objective]] = {
+        "prunnet": PrunNet,
+        "joint": Joint,
+        "switchable": Switchable,
+        "sfsc": Sfsc,
+        "sfsc_released": SfscReleased,
+    }
+    return kinds[config.method](net, config, context, term)
+
+
+def make_term(name: str, net: RetrievalNet, config: TrainConfig, context: Context) -> Term:
+    """The term of that name; ConfigError where no old network was given."""
+    from prunnet.objectives.asymmetric import Asymmetric
+    from prunnet.objectives.bct import Bct
+    from prunnet.objectives.ndpp import Ndpp
+    from prunnet.objectives.odpp import Odpp
+    from prunnet.objectives.prototypes import Prototypes
+    from prunnet.objectives.regression import Regression
+
+    if context.old is None:
+        raise ConfigError(f"{name!r} compares with another network; set train.old to its checkpoint")
+    kinds: dict[str, Callable[..., Term]] = {
+        "bct": Bct,
+        "asymmetric": Asymmetric,
+        "regression": Regression,
+        "prototypes": Prototypes,
+        "ndpp": Ndpp,
+        "odpp": Odpp,
+    }
+    return kinds[name](net, config, context)

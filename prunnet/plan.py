@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cluster.evaluation import FeaturesUnit, TestUnit
 from prunnet import hashing
 from prunnet.config import Recipe
 from prunnet.data.base import Dataset, RetrievalTest
+from prunnet.data.transforms import Preprocessing
+from prunnet.evaluation import FeaturesUnit, Plan, TestUnit
+from prunnet.families import Family
 from prunnet.results import features_key, test_key
 from prunnet.subnetworks import calibration_indices
 
@@ -21,6 +24,8 @@ class Units:
     """All units of a sweep: feature keys by capacity, and one identity a test."""
 
     features: dict[float, str]
+    members: dict[float, float]
+    """Whose network each capacity is cut from."""
     tests: dict[str, dict[str, Any]]
     """Unit key -> the row's identity columns."""
     calibration: np.ndarray
@@ -44,37 +49,51 @@ class Units:
     def needed_features(self, tests: list[TestUnit]) -> list[FeaturesUnit]:
         """The feature units that some tests read."""
         needed = {key for unit in tests for key in (unit.query, *unit.galleries)}
-        return [FeaturesUnit(key, capacity) for capacity, key in self.features.items() if key in needed]
+        return [FeaturesUnit(key, c, self.members[c]) for c, key in self.features.items() if key in needed]
 
 
-def plan_units(recipe: Recipe, header: dict[str, Any], dataset: Dataset) -> Units:
-    """The units of a recipe for a trained network (its file's header) on a data set.
+def plan_units(recipe: Recipe, family: Family, dataset: Dataset) -> Units:
+    """The units of a recipe for trained networks on a data set.
 
-    The dense network always takes part: it is the gallery that cross-tests search.
+    The dense network (the family's largest) always takes part: it is the gallery that cross-tests search.
     """
     sweep, split = recipe.sweep, dataset.split(recipe.sweep.split)
-    indices = calibration_indices(len(dataset.train), sweep.calibration_images, sweep.seed)
-    calibration = dataset.train.read(indices)
+    calibration = dataset.train.read(calibration_indices(len(dataset.train), sweep.calibration_images, sweep.seed))
     determinants = {
-        "weights": header["weights_sha"],
-        "allocation": "layer",
         "granularity": "weight",
         "masks": sweep.masks if sweep.masks == "scores" else [sweep.masks, sweep.seed],
         "calibration": _calibration(recipe, calibration),
         "split": [sweep.split, split.fingerprint()],
         "preprocessing": dataset.preprocessing.sha(),
     }
-    capacities = sorted({1.0, *sweep.capacities}, reverse=True)
-    features = {c: features_key(capacity=c, **determinants) for c in capacities}
-    galleries = capacities if sweep.gallery == "matrix" else [1.0]
+    capacities = sorted({family.top, *(c for c in sweep.capacities if c <= family.top)}, reverse=True)
+    members = {c: family.serving(c) for c in capacities}
+    headers = {c: family.members[member][1] for c, member in members.items()}
+    features = {
+        c: features_key(capacity=c, weights=header["weights_sha"], allocation=allocation_of(header), **determinants)
+        for c, header in headers.items()
+    }
+    galleries = capacities if sweep.gallery == "matrix" else [family.top]
     pairs = sorted({(q, g) for q in capacities for g in (*galleries, q)}, reverse=True)
     protocol = "leave_one_out" if split.leave_one_out else "query_gallery"
-    common = identity_columns(recipe, header, dataset)
+    common = identity_columns(recipe, family, dataset)
     tests = {}
     for query, gallery in pairs:
         key = test_key(features[query], features[gallery], protocol)
-        tests[key] = {**common, "unit_key": key, "query_capacity": query, "gallery_capacity": gallery}
-    return Units(features, tests, calibration)
+        tests[key] = {
+            **common,
+            "unit_key": key,
+            "query_capacity": query,
+            "gallery_capacity": gallery,
+            "query_weights_sha": headers[query]["weights_sha"],
+            "gallery_weights_sha": headers[gallery]["weights_sha"],
+        }
+    return Units(features, members, tests, calibration)
+
+
+def allocation_of(header: dict[str, Any]) -> str:
+    """How a network's masks were allotted to its layers while it was trained."""
+    return header["recipe"]["train"].get("allocation") or "layer"
 
 
 def _calibration(recipe: Recipe, pixels: np.ndarray) -> Any:
@@ -83,10 +102,15 @@ def _calibration(recipe: Recipe, pixels: np.ndarray) -> Any:
     return [recipe.sweep.batch_size, hashing.of_arrays({"images": pixels})]
 
 
-def identity_columns(recipe: Recipe, header: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
-    """The columns that all rows of a sweep share. They speak of the network as it was trained, from its file."""
-    trained, sweep = header["recipe"], recipe.sweep
+def identity_columns(recipe: Recipe, family: Family, dataset: Dataset) -> dict[str, Any]:
+    """The columns that all rows of a sweep share. They speak of the networks as they were trained, from their files:
+    method and variants are those of the smallest (of a family, the dense one is but the teacher)."""
+    sweep = recipe.sweep
+    headers = [header for _, header in family.members.values()]
+    _, header = family.members[min(family.members)]
+    trained = header["recipe"]
     train = trained["train"]
+    capacities = train["capacities"] or sorted((c for c in family.members if c < family.top), reverse=True)
     config = {
         "trained": trained,
         "workers": header["workers"],
@@ -95,9 +119,7 @@ def identity_columns(recipe: Recipe, header: dict[str, Any], dataset: Dataset) -
     }
     return {
         "status": "complete",
-        "query_weights_sha": header["weights_sha"],
-        "gallery_weights_sha": header["weights_sha"],
-        "method": train["method"],
+        "method": method_name(train),
         "backbone": header["net"]["backbone"],
         "dataset": dataset.name,
         "split": sweep.split,
@@ -107,8 +129,8 @@ def identity_columns(recipe: Recipe, header: dict[str, Any], dataset: Dataset) -
         "config_json": hashing.canonical_json(config),
         "config_hash": hashing.of_json(config),
         "preprocessing_sha": dataset.preprocessing.sha(),
-        "train_capacities": ",".join(f"{c:g}" for c in train["capacities"]),
-        "capacity_sampling": "fixed",
+        "train_capacities": ",".join(f"{c:g}" for c in capacities),
+        "capacity_sampling": train["capacity_sampling"],
         "capacity_unit": "weights",
         "score_init": train["score_init"],
         "allocation": train["allocation"],
@@ -119,8 +141,41 @@ def identity_columns(recipe: Recipe, header: dict[str, Any], dataset: Dataset) -
         "weighting": train["weighting"],
         "weighting_exponent": train["exponent"] if train["weighting"] == "cosine" else None,
         "bn_calibration": "on" if sweep.calibrate else "off",
-        "train_seconds": header["train_seconds"],
+        "train_seconds": sum(h["train_seconds"] for h in headers),
     }
+
+
+def method_name(train: dict[str, Any]) -> str:
+    """`prunnet`, or `prunnet+odpp` where a term was added."""
+    added = train.get("compatible")
+    return f"{train['method']}+{added}" if added else train["method"]
+
+
+def evaluation_plan(
+    recipe: Recipe, family: Family, leave_one_out: bool, *, features: Path, results: Path, git_commit: str | None = None
+) -> Plan:
+    """What whoever evaluates needs to know, beside weights and images."""
+    _, header = family.members[family.top]
+    return Plan(
+        specs={member: net.spec for member, (net, _) in family.members.items()},
+        preprocessing=Preprocessing.from_config(recipe.data),
+        leave_one_out=leave_one_out,
+        calibrate=recipe.sweep.calibrate,
+        allocation=allocation_of(header),
+        random_masks=recipe.sweep.seed if recipe.sweep.masks == "random" else None,
+        batch_size=recipe.sweep.batch_size,
+        features=str(features),
+        results=str(results),
+        threads=max(1, int(recipe.cluster.cpus_per_actor)),
+        git_commit=git_commit,
+        sweep_id=recipe.name,
+        device="cuda" if recipe.cluster.gpus_per_actor else "cpu",
+    )
+
+
+def network_arrays(family: Family) -> dict[float, dict[str, np.ndarray]]:
+    """All networks' tensors as numpy arrays, which the object store shares without copies."""
+    return {m: {n: t.numpy() for n, t in net.state_dict().items()} for m, (net, _) in family.members.items()}
 
 
 def evaluation_images(dataset: Dataset, split: RetrievalTest, units: Units) -> dict[str, np.ndarray]:

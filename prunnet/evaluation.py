@@ -1,0 +1,191 @@
+"""Cutting and testing capacities of a family of networks: what an evaluation actor does, and what a machine without
+Ray does in a loop.
+
+Two kinds of unit: *features* (cut a capacity, re-estimate BatchNorm, embed queries and gallery, one stored
+file) and *tests* (one query capacity against some galleries, one Parquet part). Both are skipped when finished.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from prunnet.checkpoint import network_sha
+from prunnet.data.base import MemoryImages, RetrievalTest
+from prunnet.data.transforms import Preprocessing
+from prunnet.errors import CheckpointError
+from prunnet.memory import keep_freed_memory
+from prunnet.nets import RetrievalNet
+from prunnet.results import write_part
+from prunnet.retrieval.features import StoredFeatures, embed, load_features, save_features
+from prunnet.retrieval.matrix import score
+from prunnet.subnetworks import calibration_batches, subnetwork
+from prunnet.widths import build
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class FeaturesUnit:
+    """Embeddings of one capacity. `key` is the hash of all that determines them."""
+
+    key: str
+    capacity: float
+    member: float = 1.0
+    """Which network of the family it is cut from."""
+
+
+@dataclass(frozen=True)
+class TestUnit:
+    """One query capacity against galleries whose rows are missing; `rows` hold the identity columns."""
+
+    __test__ = False  # pytest: not a test
+    capacity: float
+    query: str
+    galleries: tuple[str, ...]
+    rows: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything an actor needs to know beside weights and images."""
+
+    specs: dict[float, dict[str, Any]]
+    """Descriptions of the networks, by member."""
+    preprocessing: Preprocessing
+    leave_one_out: bool
+    calibrate: bool
+    allocation: str
+    random_masks: int | None
+    """Seed of the control's masks; None: the learned scores decide."""
+    batch_size: int
+    features: str
+    """Folder of feature files."""
+    results: str
+    """Folder of the results table."""
+    threads: int
+    git_commit: str | None
+    sweep_id: str
+    device: str
+
+
+class Evaluator:
+    """Cuts, calibrates, embeds, tests. Runs inside an actor; in a test also without one."""
+
+    def __init__(self, plan: Plan, weights: dict[float, Arrays], images: Arrays) -> None:
+        torch.set_num_threads(plan.threads)
+        keep_freed_memory()
+        self.plan = plan
+        self._weights = weights
+        self.calibration = images["calibration"]
+        queries = MemoryImages(images["queries"], images["query_labels"], plan.preprocessing)
+        gallery = queries
+        if not plan.leave_one_out:
+            gallery = MemoryImages(images["gallery"], images["gallery_labels"], plan.preprocessing)
+        self.test = RetrievalTest(queries, gallery, plan.leave_one_out)
+        self._stored = functools.lru_cache(maxsize=16)(self._load)
+        self._network = functools.lru_cache(maxsize=2)(self._build)
+
+    def _build(self, member: float) -> tuple[RetrievalNet, str]:
+        """A network of the family and its hash."""
+        net = build(self.plan.specs[member])
+        # Arrays in the object store are read-only and shared; the network gets its one copy of them here.
+        net.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in self._weights[member].items()})
+        sha = network_sha(net)
+        return net.to(self.plan.device), sha
+
+    def features(self, unit: FeaturesUnit) -> dict[str, Any]:
+        """Makes (or finds) the feature file of a unit; returns its header."""
+        try:
+            return load_features(self._path(unit.key), unit.key).identity
+        except CheckpointError:
+            pass  # not there yet, or torn: made now
+        started = time.perf_counter()
+        plan = self.plan
+        net, sha = self._network(unit.member)
+        cut = subnetwork(
+            net, unit.capacity, allocation=plan.allocation, random_masks=plan.random_masks, weights_sha=sha
+        )
+        if plan.calibrate:
+            cut.calibrate(calibration_batches(self.calibration, plan.preprocessing, plan.batch_size))
+        queries = embed(cut, self.test.queries.pixels, plan.preprocessing, plan.batch_size)
+        gallery = queries
+        if not plan.leave_one_out:
+            gallery = embed(cut, self.test.gallery.pixels, plan.preprocessing, plan.batch_size)
+        identity = {
+            "key": unit.key,
+            "capacity": unit.capacity,
+            "weights_sha": cut.weights_sha,
+            "mask_sha": cut.mask_sha,
+            "calibration": cut.calibration,
+            "preprocessing": plan.preprocessing.to_json(),
+            "cost": asdict(cut.cost(plan.preprocessing.image_size)),
+            "seconds": time.perf_counter() - started,
+        }
+        save_features(self._path(unit.key), StoredFeatures(queries, gallery, identity))
+        return identity
+
+    def tests(self, unit: TestUnit) -> int:
+        """Tests one query capacity against its galleries and writes one part; returns the rows written."""
+        relevant, junk = self._truth()
+        query = self._stored(unit.query)
+        cost = query.identity["cost"]
+        rows = []
+        for gallery_key, identity in zip(unit.galleries, unit.rows, strict=True):
+            started = time.perf_counter()
+            measured = score(query.queries, self._stored(gallery_key).gallery, relevant, junk)
+            rows.append(
+                {
+                    **identity,
+                    **{name: None if value != value else value for name, value in measured.items()},
+                    **cost,
+                    "embedding_dim": query.queries.shape[1],
+                    "eval_seconds": query.identity["seconds"] + time.perf_counter() - started,
+                    "threads": self.plan.threads,
+                    "device": self.plan.device,
+                    "runtime": f"torch {torch.__version__}",
+                    "git_commit": self.plan.git_commit,
+                    "sweep_id": self.plan.sweep_id,
+                    "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                }
+            )
+        write_part(self.plan.results, rows)
+        return len(rows)
+
+    @functools.cache  # noqa: B019 - an evaluator lives as long as its process
+    def _truth(self) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
+        return self.test.relevant(), self.test.junk()
+
+    def _path(self, key: str) -> Path:
+        return features_path(self.plan.features, key)
+
+    def _load(self, key: str) -> StoredFeatures:
+        return load_features(self._path(key), key)
+
+
+def features_path(folder: str | Path, key: str) -> Path:
+    """Where the features of a key are kept."""
+    return Path(folder) / f"{key[:32]}.safetensors"
+
+
+def evaluate_here(
+    plan: Plan,
+    weights: dict[float, Arrays],
+    images: Arrays,
+    features: Sequence[FeaturesUnit],
+    tests: Sequence[TestUnit],
+) -> None:
+    """All units, one after the other, in this process."""
+    evaluator = Evaluator(plan, weights, images)
+    for unit in features:
+        evaluator.features(unit)
+    for test in tests:
+        evaluator.tests(test)

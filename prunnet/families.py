@@ -1,0 +1,172 @@
+"""From a recipe to trained networks: one for all capacities, or a family of single ones; in this process, or wherever
+`cluster.training` puts `make_trainer`.
+
+    for stage in stages(recipe):            # prunnet: one; independent, bct, …: the dense network, then the others
+        train_here(stage, …)                # resumes where it stopped; does nothing when it is finished
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunnet import resume
+from prunnet.checkpoint import load_network, read_header
+from prunnet.config import Recipe
+from prunnet.data.base import Dataset
+from prunnet.data.transforms import Augmentation, Preprocessing
+from prunnet.errors import CheckpointError
+from prunnet.methods import METHODS
+from prunnet.nets import RetrievalNet
+from prunnet.training import Trainer
+from prunnet.widths import SwitchableNet
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training of a family."""
+
+    capacity: float
+    """Whose network it is; 1.0 also where one network serves all capacities."""
+    recipe: Recipe
+    """Its `train.old` is not set yet where `taught` is."""
+    taught: bool
+    """Whether its teacher is the family's own dense network."""
+
+    @property
+    def file(self) -> str:
+        return "model.safetensors" if self.capacity == 1.0 else f"model-{self.capacity:g}.safetensors"
+
+    def ready(self, dense: Path) -> Recipe:
+        """The recipe to train, given the dense network's file."""
+        return _with(self.recipe, old=str(dense)) if self.taught else self.recipe
+
+
+def stages(recipe: Recipe) -> list[Stage]:
+    """The trainings that a recipe asks for, in an order in which each finds what it needs."""
+    train = recipe.train
+    method = METHODS[train.method]
+    if not method.single:
+        return [Stage(1.0, recipe, taught=False)]
+    if train.alone is not None:
+        return [Stage(train.alone, recipe, taught=False)]
+    taught = method.teacher == "dense" and not train.old
+    first = {"method": "independent", "lr": train.teacher_lr or train.lr} if taught else {}
+    dense = Stage(1.0, _with(recipe, alone=1.0, capacities=(), teacher_lr=None, **first), taught=False)
+    return [
+        dense,
+        *(Stage(c, _with(recipe, alone=c, capacities=(), teacher_lr=None), taught) for c in train.capacities),
+    ]
+
+
+def _with(recipe: Recipe, **changes: Any) -> Recipe:
+    # Not validated: a student's `old` is settled when its teacher is trained.
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=changes)})
+
+
+@dataclass(frozen=True)
+class Family:
+    """Trained networks with their files' headers, by the capacity each was trained for."""
+
+    members: Mapping[float, tuple[RetrievalNet, dict[str, Any]]]
+
+    @property
+    def top(self) -> float:
+        """The largest capacity: the gallery's in cross-tests."""
+        return max(self.members)
+
+    def serving(self, capacity: float) -> float:
+        """Whose network a capacity is cut from: its own, or that of the next larger capacity.
+
+        CheckpointError where every network is smaller.
+        """
+        larger = [c for c in self.members if c >= capacity]
+        if not larger:
+            raise CheckpointError(f"capacity {capacity:g} cannot be cut: the largest network is of {self.top:g}")
+        return min(larger)
+
+    @classmethod
+    def load(cls, files: Mapping[float, Path]) -> Family:
+        """The networks of some files."""
+        return cls({capacity: load_network(path) for capacity, path in files.items()})
+
+
+def make_trainer(recipe: Recipe, dataset: Dataset, device: torch.device | str = "cpu") -> Trainer:
+    """A fresh trainer of the network that a stage's recipe describes."""
+    return Trainer(
+        make_net(recipe, dataset),
+        dataset.train,
+        recipe.train,
+        preprocessing=dataset.preprocessing,
+        augmentation=Augmentation.from_config(recipe.data),
+        class_names=dataset.class_names,
+        device=device,
+    )
+
+
+def make_net(recipe: Recipe, dataset: Dataset) -> RetrievalNet:
+    """A fresh network, masked or switchable as the method asks; ConfigError where the backbone cannot be so."""
+    kind: type[RetrievalNet] = RetrievalNet
+    more: dict[str, Any] = {}
+    if METHODS[recipe.train.method].network == "widths":
+        kind, more = SwitchableNet, {"switch": recipe.train.capacities}
+    return kind.from_config(
+        recipe.model,
+        classes=len(dataset.class_names),
+        in_chans=recipe.data.channels,
+        score_init=recipe.train.score_init,
+        seed=recipe.train.seed,
+        image_size=recipe.data.image_size,
+        **more,
+    )
+
+
+def finished(path: Path, recipe: Recipe) -> bool:
+    """Whether the file holds this very training's network."""
+    return path.exists() and read_header(path).get("training_hash") == recipe.training_hash()
+
+
+def train_here(
+    recipe: Recipe,
+    dataset: Dataset,
+    model_path: Path,
+    *,
+    device: torch.device | str = "cpu",
+    report: Callable[[Trainer], None] | None = None,
+) -> None:
+    """Trains one stage in this process and saves the network. A checkpoint is kept beside it, an epoch at most is lost;
+    a finished training is not done again.
+
+    `report` is called after every epoch.
+    """
+    if finished(model_path, recipe):
+        return
+    state = model_path.parent / f".{model_path.stem}-{recipe.training_hash()[:12]}"
+    trainer = make_trainer(recipe, dataset, device)
+    if (state / "state.safetensors").exists():
+        resume.restore(state, trainer, recipe)
+
+    def after_epoch(trainer: Trainer) -> None:
+        resume.save(state, trainer, recipe, dataset.class_names)
+        if report is not None:
+            report(trainer)
+
+    trainer.run(after_epoch=after_epoch)
+    resume.export(state, recipe, model_path)
+    shutil.rmtree(state, ignore_errors=True)
+
+
+def fitting(header: dict[str, Any], path: str, wanted: Preprocessing) -> None:
+    """CheckpointError where a network was trained for images that are made in another way."""
+    trained, now = header["preprocessing"], wanted.to_json()
+    if trained != now:
+        differs = sorted(key for key in now if trained.get(key) != now[key])
+        raise CheckpointError(
+            f"checkpoint {path!r} was trained with other preprocessing: "
+            + ", ".join(f"{key} {trained.get(key)} (recipe: {now[key]})" for key in differs)
+        )

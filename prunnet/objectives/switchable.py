@@ -1,0 +1,84 @@
+"""Switchable widths with the plain sum of the losses (slimmable networks, Yu et al. 2019; METHODS section 4)."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from prunnet.config import TrainConfig
+from prunnet.nets import RetrievalNet
+from prunnet.objectives import Context, Term
+from prunnet.objectives.masked import Both, total_loss
+from prunnet.widths import SwitchableNet
+
+
+class Switchable:
+    """One pass a width, the full network first; each width's BatchNorm sees its own pass alone."""
+
+    def __init__(self, net: RetrievalNet, config: TrainConfig, context: Context, term: Term | None = None) -> None:
+        assert isinstance(net, SwitchableNet)
+        self.net, self.config, self.reducer, self.dtype, self.term = net, config, context.reducer, context.dtype, term
+        self.total_steps = context.total_steps
+        self.capacities = [1.0, *net.switch]
+        full = [p for _, norm in net._norms() for p in norm.parameters()]
+        self.norms: list[list[nn.Parameter]] = [full, *(list(norms.parameters()) for norms in net.norms)]
+        """BatchNorm parameters of each pass."""
+        owned = {id(p) for norms in self.norms for p in norms}
+        self.shared = [p for p in net.parameters() if id(p) not in owned]
+        self._both = Both(net)
+
+    def start_epoch(self, epoch: int) -> None:
+        if self.term is not None:
+            self.term.start_epoch(epoch)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        return {} if self.term is None else self.term.state()
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        if self.term is not None:
+            self.term.load_state(state)
+
+    def backward(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
+        targets = () if self.term is None else self.term.targets(images, labels)
+        pending, losses, uncertainties = [], [], []
+        for index in range(len(self.capacities)):
+            logits, features = self._forward(images, index)
+            own = self.own_loss(logits, labels, index, step)
+            loss = total_loss(self.config, self.term, logits, features, labels, targets, own)
+            gradients = torch.autograd.grad(
+                loss, [*self.shared, *self.norms[index]], allow_unused=True, materialize_grads=True
+            )
+            pending.append(self.reducer.start(gradients))
+            losses.append(loss.detach())
+            uncertainties.append(self.uncertainty(logits.detach()))
+        passes = [gradients.wait() for gradients in pending]
+        for norms, averaged in zip(self.norms, passes, strict=True):
+            for parameter, gradient in zip(norms, averaged[len(self.shared) :], strict=True):
+                parameter.grad = gradient
+        with torch.no_grad():
+            self.combine([averaged[: len(self.shared)] for averaged in passes], uncertainties, step)
+        return {f"loss_{c:g}": loss for c, loss in zip(self.capacities, losses, strict=True)}
+
+    def _forward(self, images: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """(logits, features) of pass `index`; 0 is the full network."""
+        tensors = {f"net.{n}": t for n, t in self.net.sub_model(index - 1).items()} if index else {}
+        with self.net.narrowed(index - 1) if index else nullcontext():
+            return self._both.run(images, tensors, self.dtype)
+
+    def own_loss(self, logits: Tensor, labels: Tensor, index: int, step: int) -> Tensor | None:
+        """A pass' own loss; None: cross-entropy."""
+        return None
+
+    def uncertainty(self, logits: Tensor) -> Tensor:
+        """What a pass says of itself, a scalar, for `combine`."""
+        return logits.new_zeros(())
+
+    def combine(self, passes: list[list[Tensor]], uncertainties: list[Tensor], step: int) -> None:
+        """Fills `.grad` of the shared parameters from the averaged gradients of all passes."""
+        for parameter, *gradients in zip(self.shared, *passes, strict=True):
+            parameter.grad = torch.stack(gradients).sum(0)

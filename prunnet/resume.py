@@ -1,0 +1,108 @@
+"""A training's whole state, as tensors and a JSON header, and back: an exact resume, with or without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunnet.checkpoint import copy_into, load_training, save_network, save_training
+from prunnet.config import Recipe
+from prunnet.data.transforms import Preprocessing
+from prunnet.errors import CheckpointError
+from prunnet.training import Trainer, batchnorm_state
+from prunnet.widths import build
+
+
+def save(folder: str | Path, trainer: Trainer, recipe: Recipe, class_names: Sequence[str]) -> None:
+    """Every worker calls it; rank 0 writes a checkpoint into `folder`.
+
+    Running statistics differ between workers: each one's own are kept for an exact resume, and the network's
+    are their mean. The training itself never sees the mean.
+    """
+    everyones = {name: trainer.reducer.gather(b) for name, b in batchnorm_state(trainer.net).items()}
+    if trainer.reducer.rank == 0:
+        save_training(folder, _tensors(trainer, everyones), _header(trainer, recipe, class_names))
+
+
+def restore(folder: str | Path, trainer: Trainer, recipe: Recipe) -> None:
+    """Sets network, optimiser, objective and progress to a checkpoint's.
+
+    Raises CheckpointError for another configuration's.
+    """
+    tensors, header = load_training(folder)
+    if header["training_hash"] != recipe.training_hash():
+        raise CheckpointError(
+            f"checkpoint {str(folder)!r} belongs to configuration {header['training_hash'][:12]}, "
+            f"not to {recipe.training_hash()[:12]}"
+        )
+    state = trainer.net.state_dict()
+    for name, tensor in state.items():
+        copy_into(tensor, tensors[f"net.{name}"])
+    if header["workers"] == trainer.reducer.world:
+        for name in batchnorm_state(trainer.net):
+            copy_into(state[name], tensors[f"workers.{name}"][trainer.reducer.rank])
+    learned = trainer.learned()
+    for name, parameter in trainer.objective.parameters().items():
+        copy_into(parameter, tensors[f"learned.{name}"])
+    for key, tensor in tensors.items():
+        kind, _, rest = key.partition(".")
+        if kind == "optimizer":
+            slot, _, name = rest.partition(".")
+            value = torch.empty_like(learned[name]) if tensor.dim() else torch.empty_like(tensor)
+            copy_into(value, tensor)
+            trainer.optimizer.state[learned[name]][slot] = value
+    trainer.objective.load_state(
+        {key.removeprefix("objective."): t for key, t in tensors.items() if key.startswith("objective.")}
+    )
+    trainer.progress.step = header["step"]
+    trainer.progress.history = header["history"]
+
+
+def export(folder: str | Path, recipe: Recipe, model_path: str | Path) -> None:
+    """The final training state in `folder` -> the trained network's own file."""
+    tensors, header = load_training(folder)
+    net = build(header["net"])
+    net.load_state_dict({n.removeprefix("net."): t for n, t in tensors.items() if n.startswith("net.")})
+    history = header["history"]
+    save_network(
+        model_path,
+        net,
+        Preprocessing.from_config(recipe.data),
+        training_hash=header["training_hash"],
+        recipe=recipe.trained_part(),
+        workers=recipe.cluster.workers,
+        class_names=header["class_names"],
+        history=history,
+        epoch=int(history[-1]["epoch"]),
+        images_seen=int(history[-1]["images_seen"]),
+        train_seconds=sum(entry["seconds"] for entry in history),
+    )
+
+
+def _tensors(trainer: Trainer, everyones: dict[str, Tensor]) -> dict[str, Tensor]:
+    tensors = {f"net.{name}": tensor for name, tensor in trainer.net.state_dict().items()}
+    for name, stacked in everyones.items():
+        mean = stacked.double().mean(0) if stacked.is_floating_point() else stacked[0]
+        tensors[f"net.{name}"] = mean.to(stacked.dtype)
+        tensors[f"workers.{name}"] = stacked
+    for name, parameter in trainer.learned().items():
+        for slot, value in trainer.optimizer.state[parameter].items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{slot}.{name}"] = value
+    tensors |= {f"learned.{name}": p for name, p in trainer.objective.parameters().items()}
+    return tensors | {f"objective.{name}": t for name, t in trainer.objective.state().items()}
+
+
+def _header(trainer: Trainer, recipe: Recipe, class_names: Sequence[str]) -> dict[str, Any]:
+    return {
+        "training_hash": recipe.training_hash(),
+        "net": trainer.net.spec,
+        "class_names": list(class_names),
+        "workers": trainer.reducer.world,
+        "step": trainer.progress.step,
+        "history": trainer.progress.history,
+    }
