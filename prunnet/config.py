@@ -65,6 +65,8 @@ class DataConfig(Section):
     test_fraction: Fraction = 0.2
     """Share of classes (or top folders) drawn from the seed where `test` is empty."""
     validation_fraction: Fraction = 0.1
+    train_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the training classes that is used, drawn from the seed; for an old network that has seen less."""
     protocol: Literal["leave_one_out", "query_gallery"] = "leave_one_out"
     queries_per_class: Positive = 1
     """query_gallery only: images of a class that become queries."""
@@ -263,7 +265,7 @@ def load_recipe(path: str | Path | None = None, overrides: Iterable[str] = ()) -
     """
     tree: dict[str, Any] = {} if path is None else _read_yaml(Path(path))
     for override in overrides:
-        _apply_override(tree, override)
+        apply_override(tree, override)
     return parse_recipe(tree)
 
 
@@ -273,7 +275,7 @@ def parse_recipe(tree: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+        raise ConfigError(explain(error)) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -290,7 +292,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     if not equals or not dotted.strip():
         raise ConfigError(f"--set {override!r} is not KEY=VALUE; example: --set train.epochs=3")
@@ -320,7 +322,7 @@ def _check_keys(model: type[BaseModel], tree: dict[str, Any], prefix: str) -> No
             _check_keys(annotation, value, prefix=f"{prefix}{key}.")
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
     def line(item: Any) -> str:
         where = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from prunnet import resume
-from prunnet.checkpoint import load_network, read_header
+from prunnet.checkpoint import NETWORK, kind_of, load_network, read_header
 from prunnet.config import Recipe
 from prunnet.data.base import Dataset
 from prunnet.data.transforms import Augmentation, Preprocessing
@@ -25,6 +25,9 @@ from prunnet.methods import METHODS
 from prunnet.nets import RetrievalNet
 from prunnet.training import Trainer
 from prunnet.widths import SwitchableNet
+
+OLD = 0.0
+"""Key of the old network beside those of a family, which go by their capacities."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,12 @@ class Family:
     """Trained networks with their files' headers, by the capacity each was trained for."""
 
     members: Mapping[float, tuple[RetrievalNet, dict[str, Any]]]
+    old: tuple[RetrievalNet, dict[str, Any]] | None = None
+    """The network whose gallery they were trained to search (`train.old`)."""
+
+    def everyone(self) -> dict[float, tuple[RetrievalNet, dict[str, Any]]]:
+        """All networks, the old one under the key OLD."""
+        return {**self.members, **({} if self.old is None else {OLD: self.old})}
 
     @property
     def top(self) -> float:
@@ -91,9 +100,10 @@ class Family:
         return min(larger)
 
     @classmethod
-    def load(cls, files: Mapping[float, Path]) -> Family:
-        """The networks of some files."""
-        return cls({capacity: load_network(path) for capacity, path in files.items()})
+    def load(cls, files: Mapping[float, Path], old: str | None = None) -> Family:
+        """The networks of some files, and the old one where it is a whole network's file."""
+        known = load_network(old) if old and kind_of(old) == NETWORK else None
+        return cls({capacity: load_network(path) for capacity, path in files.items()}, known)
 
 
 def make_trainer(recipe: Recipe, dataset: Dataset, device: torch.device | str = "cpu") -> Trainer:

@@ -14,48 +14,52 @@ from prunnet.config import Recipe
 from prunnet.data.base import Dataset, RetrievalTest
 from prunnet.data.transforms import Preprocessing
 from prunnet.evaluation import FeaturesUnit, Plan, TestUnit
-from prunnet.families import Family
+from prunnet.families import OLD, Family
 from prunnet.results import features_key, test_key
 from prunnet.subnetworks import calibration_indices
 
 
 @dataclass(frozen=True)
-class Units:
-    """All units of a sweep: feature keys by capacity, and one identity a test."""
+class Test:
+    """One row to be: the keys of its features, and its identity columns."""
 
-    features: dict[float, str]
-    members: dict[float, float]
-    """Whose network each capacity is cut from."""
-    tests: dict[str, dict[str, Any]]
-    """Unit key -> the row's identity columns."""
+    __test__ = False  # pytest: not a test
+    query: str
+    gallery: str
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Units:
+    """All units of a sweep, by key."""
+
+    features: dict[str, FeaturesUnit]
+    tests: dict[str, Test]
     calibration: np.ndarray
     """Training pixels for BatchNorm re-estimation."""
 
     def missing_tests(self, finished: Set[str], lost: Set[str] = frozenset()) -> list[TestUnit]:
-        """Test units, one a query capacity, whose rows are not in the table; `lost` feature keys left out."""
-        units = []
-        for capacity, query in self.features.items():
-            wanted = [
-                (self.features[row["gallery_capacity"]], row)
-                for key, row in self.tests.items()
-                if row["query_capacity"] == capacity and key not in finished
-            ]
-            wanted = [(gallery, row) for gallery, row in wanted if not {query, gallery} & lost]
-            if wanted:
-                galleries, rows = zip(*wanted, strict=True)
-                units.append(TestUnit(capacity, query, galleries, rows))
-        return units
+        """Test units, one for each query features, whose rows are not in the table; `lost` feature keys left out."""
+        wanted: dict[str, list[Test]] = {}
+        for key, test in self.tests.items():
+            if key not in finished and not {test.query, test.gallery} & lost:
+                wanted.setdefault(test.query, []).append(test)
+        return [
+            TestUnit(self.features[query].capacity, query, tuple(t.gallery for t in tests), tuple(t.row for t in tests))
+            for query, tests in wanted.items()
+        ]
 
     def needed_features(self, tests: list[TestUnit]) -> list[FeaturesUnit]:
         """The feature units that some tests read."""
         needed = {key for unit in tests for key in (unit.query, *unit.galleries)}
-        return [FeaturesUnit(key, c, self.members[c]) for c, key in self.features.items() if key in needed]
+        return [unit for key, unit in self.features.items() if key in needed]
 
 
-def plan_units(recipe: Recipe, family: Family, dataset: Dataset) -> Units:
+def plan_units(recipe: Recipe, family: Family, dataset: Dataset, trial: str | None = None) -> Units:
     """The units of a recipe for trained networks on a data set.
 
-    The dense network (the family's largest) always takes part: it is the gallery that cross-tests search.
+    The dense network (the family's largest) always takes part: it is the gallery that cross-tests search. Where
+    the networks were trained to match an old one, every capacity searches its gallery, too.
     """
     sweep, split = recipe.sweep, dataset.split(recipe.sweep.split)
     calibration = dataset.train.read(calibration_indices(len(dataset.train), sweep.calibration_images, sweep.seed))
@@ -66,29 +70,39 @@ def plan_units(recipe: Recipe, family: Family, dataset: Dataset) -> Units:
         "split": [sweep.split, split.fingerprint()],
         "preprocessing": dataset.preprocessing.sha(),
     }
+
+    def cut(capacity: float, member: float, header: dict[str, Any]) -> FeaturesUnit:
+        sha, allocation = header["weights_sha"], allocation_of(header)
+        key = features_key(capacity=capacity, weights=sha, allocation=allocation, **determinants)
+        return FeaturesUnit(key, capacity, member)
+
     capacities = sorted({family.top, *(c for c in sweep.capacities if c <= family.top)}, reverse=True)
-    members = {c: family.serving(c) for c in capacities}
-    headers = {c: family.members[member][1] for c, member in members.items()}
-    features = {
-        c: features_key(capacity=c, weights=header["weights_sha"], allocation=allocation_of(header), **determinants)
-        for c, header in headers.items()
-    }
+    headers = {c: family.members[family.serving(c)][1] for c in capacities}
+    own = {c: cut(c, family.serving(c), header) for c, header in headers.items()}
     galleries = capacities if sweep.gallery == "matrix" else [family.top]
-    pairs = sorted({(q, g) for q in capacities for g in (*galleries, q)}, reverse=True)
+    pairs = [(own[q], own[g], "own") for q, g in sorted({(q, g) for q in own for g in (*galleries, q)}, reverse=True)]
+    units = list(own.values())
+    if family.old is not None:
+        old = cut(1.0, OLD, family.old[1])
+        units.append(old)
+        pairs += [(query, old, "old") for query in own.values()]
     protocol = "leave_one_out" if split.leave_one_out else "query_gallery"
-    common = identity_columns(recipe, family, dataset)
+    common = identity_columns(recipe, family, dataset, trial)
     tests = {}
-    for query, gallery in pairs:
-        key = test_key(features[query], features[gallery], protocol)
-        tests[key] = {
+    for query, gallery, source in pairs:
+        key = test_key(query.key, gallery.key, protocol)
+        of_gallery = headers[gallery.capacity] if source == "own" else family.old[1]  # type: ignore[index]
+        row = {
             **common,
             "unit_key": key,
-            "query_capacity": query,
-            "gallery_capacity": gallery,
-            "query_weights_sha": headers[query]["weights_sha"],
-            "gallery_weights_sha": headers[gallery]["weights_sha"],
+            "query_capacity": query.capacity,
+            "gallery_capacity": gallery.capacity,
+            "gallery_source": source,
+            "query_weights_sha": headers[query.capacity]["weights_sha"],
+            "gallery_weights_sha": of_gallery["weights_sha"],
         }
-    return Units(features, members, tests, calibration)
+        tests[key] = Test(query.key, gallery.key, row)
+    return Units({unit.key: unit for unit in units}, tests, calibration)
 
 
 def allocation_of(header: dict[str, Any]) -> str:
@@ -102,7 +116,7 @@ def _calibration(recipe: Recipe, pixels: np.ndarray) -> Any:
     return [recipe.sweep.batch_size, hashing.of_arrays({"images": pixels})]
 
 
-def identity_columns(recipe: Recipe, family: Family, dataset: Dataset) -> dict[str, Any]:
+def identity_columns(recipe: Recipe, family: Family, dataset: Dataset, trial: str | None = None) -> dict[str, Any]:
     """The columns that all rows of a sweep share. They speak of the networks as they were trained, from their files:
     method and variants are those of the smallest (of a family, the dense one is but the teacher)."""
     sweep = recipe.sweep
@@ -119,6 +133,7 @@ def identity_columns(recipe: Recipe, family: Family, dataset: Dataset) -> dict[s
     }
     return {
         "status": "complete",
+        "trial_id": trial,
         "method": method_name(train),
         "backbone": header["net"]["backbone"],
         "dataset": dataset.name,
@@ -157,7 +172,7 @@ def evaluation_plan(
     """What whoever evaluates needs to know, beside weights and images."""
     _, header = family.members[family.top]
     return Plan(
-        specs={member: net.spec for member, (net, _) in family.members.items()},
+        specs={member: net.spec for member, (net, _) in family.everyone().items()},
         preprocessing=Preprocessing.from_config(recipe.data),
         leave_one_out=leave_one_out,
         calibrate=recipe.sweep.calibrate,
@@ -175,7 +190,7 @@ def evaluation_plan(
 
 def network_arrays(family: Family) -> dict[float, dict[str, np.ndarray]]:
     """All networks' tensors as numpy arrays, which the object store shares without copies."""
-    return {m: {n: t.numpy() for n, t in net.state_dict().items()} for m, (net, _) in family.members.items()}
+    return {m: {n: t.numpy() for n, t in net.state_dict().items()} for m, (net, _) in family.everyone().items()}
 
 
 def evaluation_images(dataset: Dataset, split: RetrievalTest, units: Units) -> dict[str, np.ndarray]:

@@ -19,14 +19,14 @@ import pyarrow.parquet as pq
 from prunnet.errors import ConfigError, ResultsError
 from prunnet.hashing import of_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 METHOD_VERSION = 1
 """Part of every key; raised by hand when a change makes earlier results wrong or incomparable."""
 
 _TEXT = """
     sweep_id trial_id status unit_key query_weights_sha gallery_weights_sha method backbone dataset split config_json
     config_hash preprocessing_sha train_capacities capacity_sampling capacity_unit score_init allocation granularity
-    mask_source projection projection_block weighting bn_calibration runtime device git_commit created_at
+    mask_source gallery_source projection projection_block weighting bn_calibration runtime device git_commit created_at
 """
 _WHOLE = """
     schema_version seed epoch images_seen embedding_dim queries queries_without_positive gallery_size params_kept
@@ -160,6 +160,33 @@ def _one_row_a_key(table: pa.Table) -> pa.Table:
     return table if len(first) == len(table) else table.take(pa.array(sorted(first.values())))
 
 
+def pack(folder: str | Path, path: str | Path) -> int:
+    """Writes all rows of a results folder to one Parquet file, sorted by trial and key, for keeping; returns how many.
+
+    Atomic. `unpack` is the way back.
+    """
+    table, path = read(folder).sort_by([("trial_id", "ascending"), ("unit_key", "ascending")]), Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    pq.write_table(table, temporary, compression="zstd")
+    temporary.replace(path)
+    return len(table)
+
+
+def unpack(path: str | Path, folder: str | Path) -> int:
+    """Adds the rows of a packed file to a results folder, those that are not there yet; returns how many it added."""
+    known = finished_keys(folder)
+    rows = [row for row in read_packed(path).to_pylist() if row["unit_key"] not in known]
+    if rows:
+        write_part(folder, rows)
+    return len(rows)
+
+
+def read_packed(path: str | Path) -> pa.Table:
+    """All rows of a file that `pack` wrote; ResultsError where it is torn, foreign or of another schema."""
+    return _read_part(Path(path))
+
+
 def finished_keys(folder: str | Path) -> set[str]:
     """Keys of all complete rows."""
     table = read(folder)
@@ -204,6 +231,7 @@ def best_under(
         raise ConfigError(f"metric {metric!r}; valid: {', '.join(METRICS)}")
     limits = {"macs": macs, "bytes_on_disk": bytes_on_disk, "latency_ms_b1": latency_ms}
     rows = [r for r in table.to_pylist() if r["status"] == "complete" and _number(r[metric])]
+    rows = [r for r in rows if r["gallery_source"] != "old"]
     if gallery_capacity is not None:
         rows = [r for r in rows if r["gallery_capacity"] == gallery_capacity]
     fitting = [

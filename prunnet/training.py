@@ -70,7 +70,7 @@ class Trainer:
         self.preprocessing, self.augmentation = preprocessing, augmentation
         self.device = torch.device(device)
         self.reducer = Reducer(group)
-        self.dtype = compute_dtype(config.precision, self.device)
+        self.dtype = compute_dtype(config.precision, self.device, net, preprocessing.image_size)
         self.steps_per_epoch = steps_per_epoch(len(train_set), config.batch_size, self.reducer.world)
         layout = torch.channels_last if self.dtype == torch.bfloat16 else torch.contiguous_format
         self.net: RetrievalNet = net.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
@@ -204,12 +204,47 @@ def steps_per_epoch(images: int, batch_size: int, workers: int) -> int:
     return images // batch_size
 
 
-def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """What `train.precision` means on this device: bf16 under `auto` where it is fast."""
-    if precision == "auto":
-        fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
-        return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+def compute_dtype(
+    precision: str, device: torch.device, net: RetrievalNet | None = None, image_size: int = 0
+) -> torch.dtype:
+    """What `train.precision` means on this device: bf16 under `auto` where it is fast and sound.
+
+    oneDNN's bf16 gradient of a 3x3 convolution with stride 2 on a map of one pixel is uninitialised memory (torch
+    2.15 on an AVX-512 CPU), so a network whose maps shrink that far trains in fp32, or, asked for bf16, is refused.
+    """
+    if precision == "fp32":
+        return torch.float32
+    unsound = device.type == "cpu" and net is not None and _strides_over_one_pixel(net, image_size)
+    if precision == "bf16":
+        if unsound:
+            raise ConfigError(
+                f"train.precision=bf16 with data.image_size={image_size}: a strided convolution of this backbone sees a "
+                "map of one pixel, whose bf16 gradients are wrong on CPUs; valid: fp32, or larger images"
+            )
+        return torch.bfloat16
+    fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast and not unsound else torch.float32
+
+
+@torch.no_grad()
+def _strides_over_one_pixel(net: RetrievalNet, image_size: int) -> bool:
+    """Whether a convolution larger than one pixel steps by more than one over a map of one pixel."""
+    found: list[bool] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(module, nn.Conv2d)
+        found.append(max(module.stride) > 1 and max(module.kernel_size) > 1 and min(inputs[0].shape[-2:]) == 1)
+
+    hooks = [m.register_forward_pre_hook(look) for m in net.modules() if isinstance(m, nn.Conv2d)]
+    training = net.training
+    try:
+        image = torch.zeros(1, net.spec["in_chans"], image_size, image_size).to(next(net.parameters()))
+        net.eval()(image)
+    finally:
+        net.train(training)
+        for hook in hooks:
+            hook.remove()
+    return any(found)
 
 
 def make_optimizer(

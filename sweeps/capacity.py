@@ -73,7 +73,7 @@ def trained_networks(recipe: Recipe, run: Run, dataset: Dataset, console: Consol
     for stage in stages(recipe):
         files[stage.capacity] = run.folder / stage.file
         train_stage(stage.ready(run.model), run, files[stage.capacity], dataset, console)
-    return Family.load(files)
+    return Family.load(files, recipe.train.old)
 
 
 def train_stage(recipe: Recipe, run: Run, path: Path, dataset: Dataset, console: Console) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from prunnet.config import DataConfig
 from prunnet.data import glyphs, imagefolder
-from prunnet.data.base import Dataset, ImageSet, MemoryImages, RetrievalTest
+from prunnet.data.base import Dataset, ImageSet, MemoryImages, RetrievalTest, some_classes
 from prunnet.data.transforms import Augmentation, Preprocessing
 from prunnet.errors import DataError, unknown
 
@@ -31,4 +31,5 @@ def load(config: DataConfig) -> Dataset:
     """The data set that a recipe names; DataError for an unknown name or data that cannot serve."""
     if config.name not in DATASETS:
         raise DataError(unknown("data.name", config.name, DATASETS))
-    return DATASETS[config.name](config)
+    dataset = DATASETS[config.name](config)
+    return dataset if config.train_fraction == 1.0 else some_classes(dataset, config.train_fraction, config.seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -48,6 +48,25 @@ class MemoryImages:
 
     def read(self, indices: npt.NDArray[np.integer]) -> Pixels:
         return self.pixels[indices]
+
+
+@dataclass(frozen=True)
+class SomeImages:
+    """Some images of another set, with labels of their own."""
+
+    images: ImageSet
+    indices: IntArray
+    labels: IntArray
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self.images.preprocessing
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, indices: npt.NDArray[np.integer]) -> Pixels:
+        return self.images.read(self.indices[indices])
 
 
 @dataclass(frozen=True)
@@ -111,6 +130,17 @@ def check_classes(labels: IntArray, what: str) -> None:
     found = len(np.unique(labels))
     if found < 2:
         raise DataError(f"{what}: {found} class(es) with images found; at least 2 are needed")
+
+
+def some_classes(dataset: Dataset, fraction: float, seed: int) -> Dataset:
+    """The data set with a share of its training classes (at least two), drawn from the seed; tests stay."""
+    total = len(dataset.class_names)
+    count = max(2, round(fraction * total))
+    chosen = np.sort(np.random.default_rng([seed, 4]).permutation(total)[:count])
+    indices = np.flatnonzero(np.isin(dataset.train.labels, chosen))
+    labels = np.searchsorted(chosen, dataset.train.labels[indices]).astype(np.int64)
+    names = tuple(dataset.class_names[label] for label in chosen)
+    return replace(dataset, train=SomeImages(dataset.train, indices, labels), class_names=names)
 
 
 def split_queries(labels: IntArray, per_class: int, seed: int) -> tuple[IntArray, IntArray]:

@@ -1,0 +1,107 @@
+"""One trial of an ablation from a recipe to rows of the results table, in this process: no Ray is needed.
+
+    run_trial(Trial("methods/joint/s0", recipe), folder)
+
+Networks are kept by the hash of their training, so trials that share one (a teacher, an old network) train it once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from prunnet import data, hashing, results
+from prunnet.config import DataConfig, Recipe
+from prunnet.data.base import Dataset
+from prunnet.evaluation import evaluate_here
+from prunnet.families import Family, Stage, stages, train_here
+from prunnet.plan import evaluation_images, evaluation_plan, network_arrays, plan_units
+from prunnet.results import METHOD_VERSION
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A named recipe. `old`: the recipe of the network that it must match, trained first where it is given."""
+
+    name: str
+    recipe: Recipe
+    old: Recipe | None = None
+
+    @property
+    def id(self) -> str:
+        """Name and hash of all that determines the rows: the table's `trial_id`."""
+        parts = [self.recipe, *([self.old] if self.old else [])]
+        dumps = [r.model_dump(mode="json", include={"data", "model", "train", "sweep"}) for r in parts]
+        for dump in dumps:  # where the images lie does not matter
+            dump["data"]["root"] = dump["data"]["root"] and Path(dump["data"]["root"]).name
+            dump["train"]["old"] = dump["train"]["old"] and self.old is None and dump["train"]["old"]
+        return f"{self.name}/{hashing.of_json([METHOD_VERSION, *dumps])[:10]}"
+
+
+def run_trial(
+    trial: Trial,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    git_commit: str | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> int:
+    """Trains what is not trained and tests what is not tested; returns the number of rows of the trial.
+
+    Args:
+        folder: `models/`, `features/` and `results/` lie in it, for all trials of the run.
+    """
+    recipe, models = trial.recipe, folder / "models"
+    dataset = _dataset(recipe.data)
+    if trial.old is not None:
+        (stage,) = stages(trial.old)
+        old = _train(stage, stage.recipe, _dataset(trial.old.data), models, device, report)
+        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"old": str(old)})})
+    files: dict[float, Path] = {}
+    for stage in stages(recipe):
+        files[stage.capacity] = _train(stage, stage.ready(files.get(1.0, models)), dataset, models, device, report)
+    family = Family.load(files, recipe.train.old)
+    units = plan_units(recipe, family, dataset, trial.id)
+    missing = units.missing_tests(results.finished_keys(folder / "results"))
+    if missing:
+        split = dataset.split(recipe.sweep.split)
+        plan = evaluation_plan(
+            recipe,
+            family,
+            split.leave_one_out,
+            features=folder / "features",
+            results=folder / "results",
+            git_commit=git_commit,
+        )
+        plan = replace(plan, device=device)
+        features = units.needed_features(missing)
+        evaluate_here(plan, network_arrays(family), evaluation_images(dataset, split, units), features, missing)
+        for unit in features:  # a trial's features serve no other trial, and there are many trials
+            (folder / "features" / f"{unit.key[:32]}.safetensors").unlink(missing_ok=True)
+    return len(units.tests)
+
+
+def _train(
+    stage: Stage, recipe: Recipe, dataset: Dataset, models: Path, device: str, report: Callable[[str], None]
+) -> Path:
+    path = models / f"{recipe.training_hash()[:24]}.safetensors"
+    train_here(
+        recipe,
+        dataset,
+        path,
+        device=device,
+        report=lambda trainer: report(f"capacity {stage.capacity:g} epoch {len(trainer.progress.history)}"),
+    )
+    return path
+
+
+@lru_cache(maxsize=2)
+def _loaded(key: str) -> Dataset:
+    return data.load(DataConfig.model_validate_json(key))
+
+
+def _dataset(config: DataConfig) -> Dataset:
+    """A process works through many trials on the same data."""
+    return _loaded(config.model_dump_json())

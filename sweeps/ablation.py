@@ -1,0 +1,141 @@
+"""Methods, variants and upgrades x seeds, as one resumable job into one results table.
+
+    python sweeps/ablation.py --recipe sweeps/recipes/methods_omniglot.yaml
+    ray job submit --working-dir . -- python sweeps/ablation.py --recipe sweeps/recipes/methods_omniglot.yaml
+    python sweeps/ablation.py --recipe … --local          # one trial after the other in this process, without Ray
+    python sweeps/ablation.py --recipe … --list           # what there is to do
+
+A trial is one method (or variant) and one seed: it trains its networks, cuts and tests all capacities, and its rows
+carry its name. One actor works on one trial; as many run as the cluster has room for. The recipe's `table` is a
+single Parquet file that can be kept in a repository: rows in it are not made again, and it grows with every trial.
+
+Rates are tuned first, per method, on validation classes; `analysis.comparison` turns the table into docs/RESULTS.md.
+Exit code: 0 finished; 1 some trial failed, the rest is there; 2 the recipe, data or cluster cannot serve.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from prunnet import results
+from prunnet.errors import PrunnetError
+from prunnet.experiments import Trial, run_trial
+from sweeps.ablation_recipe import Ablation, load_ablation
+from sweeps.run import Run, git_commit, open_run
+
+DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "methods_omniglot.yaml"
+
+
+def ablate(ablation: Ablation, *, local: bool = False, device: str = "cpu", console: Console | None = None) -> int:
+    """The whole job; returns the exit code (0, or 1 where a trial failed for good)."""
+    console = console or Console()
+    failures = 0
+    with open_run(ablation.base) as run:
+        console.print(f"run {run.folder}", soft_wrap=True)
+        if ablation.table.exists():
+            results.unpack(ablation.table, run.results)
+        for name, trials in phases(ablation, run):
+            missing = unfinished(trials, run, ablation)
+            console.print(f"{name}: {len(trials) - len(missing)} of {len(trials)} trials finished before")
+            work = run_here if local else run_on_cluster
+            failures += work(missing, run, ablation, device, console)
+    return 1 if failures else 0
+
+
+def phases(ablation: Ablation, run: Run):  # type: ignore[no-untyped-def]
+    """(name, trials), each made when the phases before it are done: rates come from the table."""
+    yield "tuning", ablation.tuning()
+    yield "tuning of taught methods", ablation.tuning(taught=True, table=results.read(run.results))
+    table = results.read(run.results)
+    yield "methods", ablation.methods_trials(table)
+    yield "upgrade", ablation.upgrade_trials(table)
+    yield "variants", ablation.variants_trials(table)
+
+
+def unfinished(trials: Sequence[Trial], run: Run, ablation: Ablation) -> list[Trial]:
+    """Trials whose rows are not all in the table."""
+    ids = results.read(run.results)["trial_id"].to_pylist()
+    return [trial for trial in trials if ids.count(trial.id) < ablation.rows_of(trial)]
+
+
+def run_here(trials: Sequence[Trial], run: Run, ablation: Ablation, device: str, console: Console) -> int:
+    """One trial after the other in this process; returns how many failed."""
+    failed = 0
+    for trial in trials:
+        try:
+            run_trial(trial, run.folder, device=device, git_commit=git_commit())
+        except PrunnetError as error:
+            failed += 1
+            console.print(f"{trial.name} failed: {error}", style="red", markup=False, soft_wrap=True)
+            continue
+        done(trial, run, ablation, console)
+    return failed
+
+
+def run_on_cluster(trials: Sequence[Trial], run: Run, ablation: Ablation, device: str, console: Console) -> int:
+    """Trials on actors; returns how many failed."""
+    if not trials:
+        return 0
+    from cluster.trials import run_trials
+
+    failed = run_trials(
+        trials,
+        run.folder,
+        ablation.base.cluster,
+        git_commit=git_commit(),
+        on_done=lambda trial: done(trial, run, ablation, console),
+        report=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+    )
+    for trial, error in failed:
+        console.print(f"{trial.name} failed: {error}", style="red", markup=False, soft_wrap=True)
+    return len(failed)
+
+
+def done(trial: Trial, run: Run, ablation: Ablation, console: Console) -> None:
+    """Says so, and packs the table."""
+    rows = results.pack(run.results, ablation.table)
+    console.print(f"{trial.name} done; {rows} rows in {ablation.table}", markup=False, highlight=False, soft_wrap=True)
+
+
+def show(ablation: Ablation, console: Console) -> None:
+    """What the recipe asks for, and what of it the table holds."""
+    known: list[Any] = []
+    if ablation.table.exists():
+        known = results.read_packed(ablation.table)["trial_id"].to_pylist()
+    trials = [*ablation.tuning(), *ablation.methods_trials(None), *ablation.variants_trials(None)]
+    for trial in (*trials, *ablation.upgrade_trials(None)):
+        prefix = trial.name + "/"
+        console.print(f"{'in the table' if any(str(k).startswith(prefix) for k in known) else 'to do':<14}{trial.name}")
+
+
+def main(
+    recipe: Annotated[Path, typer.Option(help="YAML recipe of an ablation.")] = DEFAULT_RECIPE,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the base, e.g. train.epochs=3.")] = None,
+    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
+    device: Annotated[str, typer.Option(help="With --local: cpu or cuda.")] = "cpu",
+    list_: Annotated[bool, typer.Option("--list", help="Say what there is to do, and stop.")] = False,
+) -> None:
+    """Train and test methods, variants and upgrades over seeds."""
+    console = Console()
+    try:
+        ablation = load_ablation(recipe, set_ or ())
+        if list_:
+            show(ablation, console)
+            return
+        code = ablate(ablation, local=local, device=device, console=console)
+    except (PrunnetError, RuntimeError) as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {' '.join(str(error).split())}", style="red", markup=False)
+        sys.exit(2)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    typer.run(main)
