@@ -90,7 +90,7 @@ def plan_units(recipe: Recipe, family: Family, dataset: Dataset, trial: str | No
     common = identity_columns(recipe, family, dataset, trial)
     tests = {}
     for query, gallery, source in pairs:
-        key = test_key(query.key, gallery.key, protocol)
+        key = test_key(query.key, gallery.key, protocol, trial)
         of_gallery = headers[gallery.capacity] if source == "own" else family.old[1]  # type: ignore[index]
         row = {
             **common,

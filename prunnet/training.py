@@ -218,8 +218,8 @@ def compute_dtype(
     if precision == "bf16":
         if unsound:
             raise ConfigError(
-                f"train.precision=bf16 with data.image_size={image_size}: a strided convolution of this backbone sees a "
-                "map of one pixel, whose bf16 gradients are wrong on CPUs; valid: fp32, or larger images"
+                f"train.precision=bf16 with data.image_size={image_size}: a strided convolution of this backbone sees "
+                "a map of one pixel, whose bf16 gradients are wrong on CPUs; valid: fp32, or larger images"
             )
         return torch.bfloat16
     fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
