@@ -79,7 +79,7 @@ def integrate(
         exponent=exponent,
         eps=eps,
         scales=safe[None],
-        given=None if weights is None else torch.as_tensor(weights),
+        given=None if weights is None else torch.as_tensor(weights, dtype=torch.float64),
     )
     return torch.einsum("bi,ibn->bn", coefficients.to(rows.dtype), unit).reshape(rows.shape[1:])
 
@@ -124,7 +124,8 @@ def combine(
     if weighting == "uncertainty":
         if given is None or len(given) != count or not bool((given > 0).all()):
             raise ConfigError(f"weighting 'uncertainty' needs {count} positive weights, one a row")
-        weights = (given / given.sum()).to(gram)[order_of]
+        given = given.to(gram)
+        weights = (given / given.sum())[order_of]
     elif weighting == "mgda":
         weights = _least_norm(gram, projected, tensor, scale)
     else:

@@ -135,6 +135,8 @@ def settle(train: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_teacher(name: str, method: Method, train: Mapping[str, Any]) -> None:
     added, old = train.get("compatible"), train.get("old")
+    if added is not None and added not in COMPATIBLE:
+        return  # the type says so, with the valid names
     if added is not None and method.single:
         raise ConfigError(
             f"train.compatible={added!r} makes no sense with train.method={name!r}: a single network says so by "

@@ -15,7 +15,7 @@ from prunnet.data.base import Dataset, RetrievalTest
 from prunnet.data.transforms import Preprocessing
 from prunnet.evaluation import FeaturesUnit, Plan, TestUnit
 from prunnet.families import OLD, Family
-from prunnet.results import features_key, test_key
+from prunnet.results import features_key, row_key
 from prunnet.subnetworks import calibration_indices
 
 
@@ -90,7 +90,7 @@ def plan_units(recipe: Recipe, family: Family, dataset: Dataset, trial: str | No
     common = identity_columns(recipe, family, dataset, trial)
     tests = {}
     for query, gallery, source in pairs:
-        key = test_key(query.key, gallery.key, protocol, trial)
+        key = row_key(query.key, gallery.key, protocol, trial)
         of_gallery = headers[gallery.capacity] if source == "own" else family.old[1]  # type: ignore[index]
         row = {
             **common,

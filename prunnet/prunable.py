@@ -3,7 +3,7 @@
 Layers are not converted: a prunable layer stays the plain layer that timm made, with a parameter `score`
 beside its `weight`. A subnetwork runs the same module with other tensors in place of the weights
 (`torch.func.functional_call`), so nothing is copied, every kind of convolution works, and the dense network
-*is* timm's.
+*is* timm's. What carries a score and what does not is decided, with the reasons, in `prunnet.backbones`.
 """
 
 from __future__ import annotations

@@ -64,13 +64,10 @@ def features_key(**determinants: Any) -> str:
     return of_json({"unit": "features", "method_version": METHOD_VERSION, **determinants})
 
 
-def test_key(query: str, gallery: str, protocol: str, trial: str | None = None) -> str:
+def row_key(query: str, gallery: str, protocol: str, trial: str | None = None) -> str:
     """Key of a test unit. Trials that share a network (a teacher, say) have rows of their own."""
     parts = {"unit": "test", "method_version": METHOD_VERSION, "query": query, "gallery": gallery, "protocol": protocol}
     return of_json(parts if trial is None else {**parts, "trial": trial})
-
-
-test_key.__test__ = False  # type: ignore[attr-defined]  # pytest: not a test
 
 
 def write_part(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:

@@ -73,7 +73,7 @@ class OldNetwork:
     def embed(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Images [B, C, H, W] as the new network sees them -> the old network's embeddings [B, d], float32."""
         with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-            embeddings = self.cut.embed(converted(images, self.made, self.wanted))
+            embeddings = self.cut.embed(converted(images, self.made, self.wanted).float())
         return embeddings.clone()  # outside of inference mode, so that a loss may keep it
 
 

@@ -25,6 +25,8 @@ from prunnet.config import check_capacity
 from prunnet.errors import ConfigError
 from prunnet.nets import RetrievalNet
 
+_REFUSED = "cannot be made narrower by slicing channels; valid: ResNets and MobileNetV2"
+
 
 def width_of(capacity: float) -> float:
     """Share of channels whose square, the share of a convolution's weights, is the capacity."""
@@ -201,14 +203,10 @@ def _shrink_norm(norm: _BatchNorm, width: float) -> None:
 
 def _check_sliceable(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d) and module.groups not in (1, module.in_channels):
-        raise ConfigError(
-            "grouped convolutions cannot be made narrower by slicing channels; valid: ResNets, MobileNetV2"
-        )
+        raise ConfigError(f"grouped convolutions {_REFUSED}")
     owned = next(module.parameters(recurse=False), None)
     if owned is not None and not isinstance(module, (nn.Conv2d, _BatchNorm)):
-        raise ConfigError(
-            f"{type(module).__name__} cannot be made narrower by slicing channels; valid: ResNets, MobileNetV2"
-        )
+        raise ConfigError(f"{type(module).__name__} {_REFUSED}")
 
 
 def _key(name: str) -> str:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from prunnet.errors import PrunnetError
 from prunnet.results import best_under
-from sweeps import capacity
+from sweeps import ablation, capacity, doctor, evaluate
 from sweeps.run import Run
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
@@ -23,6 +23,13 @@ app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=F
 app.command(
     "sweep", help="Train or load a network, sweep capacities, draw the front. Example: prunnet sweep --recipe R"
 )(capacity.main)
+app.command("ablation", help="Methods, variants, upgrades over seeds. Example: prunnet ablation --recipe R")(
+    ablation.main
+)
+app.command("evaluate", help="Two networks against each other. Example: prunnet evaluate --query NEW --gallery OLD")(
+    evaluate.main
+)
+app.add_typer(doctor.app, name="doctor")
 
 
 @app.command(help="Table, front and report of a run's last sweep, drawn again. Example: prunnet report runs/demo")

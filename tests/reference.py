@@ -20,20 +20,12 @@ def mask(scores: Tensor, capacity: float) -> Tensor:
     return kept.view(scores.shape)
 
 
-def integrate(
-    rows: Tensor,
-    projection: str,
-    block: str,
-    weighting: str,
-    exponent: float,
-    order: Sequence[int] | None = None,
-    eps: float = 0.0,
-) -> Tensor:
-    """The paper's loop: block by block, row by row."""
+def projected(rows: Tensor, projection: str, block: str, order: Sequence[int], eps: float = 0.0) -> Tensor:
+    """The paper's loop, block by block, row by row: [M, blocks, n]."""
     count = len(rows)
-    order = list(range(count)) if order is None else list(order)
-    blocks = rows.reshape(count, rows.shape[1], -1) if block == "kernel" else rows.reshape(count, 1, -1)
-    projected = blocks.clone()
+    split = block == "kernel" and rows.dim() > 1
+    blocks = rows.reshape(count, rows.shape[1], -1) if split else rows.reshape(count, 1, -1)
+    result = blocks.clone()
     for b in range(blocks.shape[1]):
         for i in range(count):
             original = blocks[i, b]
@@ -45,17 +37,38 @@ def integrate(
                 if j == i or projection == "none" or dot >= 0 or norm == 0:
                     continue
                 p = (p if projection == "sequential" else original) - dot / (norm + eps) * other
-            projected[i, b] = p
-    weights = torch.full((count,), 1 / count, dtype=rows.dtype)
+            result[i, b] = p
+    return result
+
+
+def integrate(
+    rows: Tensor,
+    projection: str,
+    block: str,
+    weighting: str,
+    exponent: float,
+    order: Sequence[int] | None = None,
+    eps: float = 0.0,
+    weights: Sequence[float] | None = None,
+) -> Tensor:
+    """(N + 1) times the weighted sum of the projected rows."""
+    count = len(rows)
+    order = list(range(count)) if order is None else list(order)
+    blocks = projected(rows, "none", block, order)
+    p_rows = projected(rows, projection, block, order, eps)
+    share = torch.full((count,), 1 / count, dtype=rows.dtype)
     if weighting == "cosine":
         raw = []
         for i in range(count):
-            p, g = projected[i].flatten(), blocks[i].flatten()
+            p, g = p_rows[i].flatten(), blocks[i].flatten()
             alive = float(p @ p) > 1e-12 * float(g @ g)
             cosine = float(p @ g / (p.norm() * g.norm())) if alive else 0.0
             raw.append(((min(1.0, max(-1.0, cosine)) + 1) / 2) ** exponent)
-        weights = torch.tensor(raw, dtype=rows.dtype) / sum(raw)
-    return (count * torch.einsum("i,ibn->bn", weights, projected)).reshape(rows.shape[1:])
+        share = torch.tensor(raw, dtype=rows.dtype) / sum(raw)
+    elif weighting == "uncertainty":
+        assert weights is not None
+        share = torch.tensor(list(weights), dtype=rows.dtype) / sum(weights)
+    return (count * torch.einsum("i,ibn->bn", share, p_rows)).reshape(rows.shape[1:])
 
 
 def ranking(ranks: Sequence[int], junk: Sequence[int]) -> list[int]:

@@ -8,16 +8,26 @@ import pytest
 
 from prunnet.config import Recipe, load_recipe
 from prunnet.errors import ConfigError
+from sweeps.ablation_recipe import load_ablation
 
 RECIPES = sorted((Path(__file__).parent.parent / "sweeps" / "recipes").glob("*.yaml"))
+SWEEPS = [path for path in RECIPES if "\nbase:" not in path.read_text()]
+ABLATIONS = [path for path in RECIPES if path not in SWEEPS]
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
 def test_every_recipe_that_comes_along_is_valid(path: Path) -> None:
     recipe = load_recipe(path)
     assert len(recipe.sweep.capacities) >= 10
     assert min(recipe.sweep.capacities) == 0.05
     assert len(recipe.train.capacities) == 4
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=lambda p: p.stem)
+def test_every_ablation_that_comes_along_is_valid(path: Path) -> None:
+    ablation = load_ablation(path)
+    trials = [*ablation.methods_trials(None), *ablation.variants_trials(None), *ablation.upgrade_trials(None)]
+    assert len({trial.id for trial in trials}) == len(trials) == len({trial.name for trial in trials})
 
 
 def test_dotted_overrides_reach_every_section() -> None:

@@ -14,7 +14,10 @@ from prunnet.conflict import BLOCKS, PROJECTIONS, WEIGHTINGS, LayerRows, integra
 from prunnet.errors import ConfigError
 from tests import reference
 
-variants = list(itertools.product(PROJECTIONS, BLOCKS, WEIGHTINGS))
+variants = list(itertools.product(PROJECTIONS, ("kernel", "tensor"), ("mean", "cosine", "uncertainty")))
+assert {v[0] for v in variants} == set(PROJECTIONS)
+assert {*(v[1] for v in variants), "network"} == set(BLOCKS)  # for one tensor, network is tensor
+assert {*(v[2] for v in variants), "mgda"} == set(WEIGHTINGS)  # mgda has a certificate of its own below
 
 
 @st.composite
@@ -50,10 +53,53 @@ def test_parity_with_the_plain_loop(
         "exponent": exponent,
         "order": order,
     }
+    if weighting == "uncertainty":
+        options["weights"] = [1.0 + i for i in range(len(rows))]
     expected = reference.integrate(rows, **options)
     found = integrate(rows, **options)
     assert found.shape == rows.shape[1:]
     assert torch.allclose(found, expected, rtol=1e-10, atol=1e-10 * float(rows.abs().max().clamp(min=1e-300)))
+
+
+@settings(max_examples=60)
+@given(rows=gradient_rows(), projection=st.sampled_from(PROJECTIONS))
+def test_mgda_is_the_shortest_convex_combination(rows: torch.Tensor, projection: str) -> None:
+    """Optimality certificate: z is the shortest point of the hull of the p_i exactly if <z, p_i> >= <z, z> for all i,
+    and it lies in the hull, which is so if some convex combination reaches <z, z> with equality."""
+    projected = reference.projected(rows, projection, "kernel", range(len(rows))).flatten(1)
+    shortest = integrate(rows, projection=projection, weighting="mgda").flatten() / len(rows)
+    along = projected @ shortest
+    scale = float(rows.flatten(1).square().sum(1).max().clamp(min=1e-300))
+    assert float((along - shortest @ shortest).min()) >= -1e-7 * scale
+    assert float(along.min() - shortest @ shortest) <= 1e-7 * scale
+
+
+def test_uncertainty_needs_one_positive_weight_a_row() -> None:
+    rows = torch.randn(2, 3, 4)
+    for weights in (None, [1.0], [1.0, 0.0]):
+        with pytest.raises(ConfigError, match="needs 2 positive weights"):
+            integrate(rows, weighting="uncertainty", weights=weights)
+    with pytest.raises(ConfigError, match="at most 10"):
+        integrate(torch.randn(11, 2, 2), weighting="mgda")
+
+
+def test_a_network_wide_block_looks_at_all_layers_at_once() -> None:
+    """Two layers as one long vector, for weights and scores each."""
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randn(3, 4, 5, generator=generator).double(), torch.randn(3, 2, 7, generator=generator).double()]
+    values = [torch.randn(4, 5, generator=generator).double(), torch.randn(2, 7, generator=generator).double()]
+    layers = [
+        LayerRows(filling(r), 3, v, -v, torch.empty_like(v), torch.empty_like(v))
+        for r, v in zip(rows, values, strict=True)
+    ]
+    order = [2, 0, 1]
+    integrate_layers(layers, [order, order], projection="sequential", block="network", weighting="cosine", exponent=0.5)
+    for kind in ("weight_grad", "score_grad"):
+        factors = [-v * v.sign() if kind == "score_grad" else torch.ones_like(v) for v in values]
+        flat = torch.cat([(r * f).flatten(1) for r, f in zip(rows, factors, strict=True)], dim=1)
+        expected = reference.integrate(flat[:, None], "sequential", "tensor", "cosine", 0.5, order)[0]
+        found = torch.cat([getattr(layer, kind).flatten() for layer in layers])
+        assert torch.allclose(found, expected, atol=1e-12)
 
 
 def filling(rows: torch.Tensor) -> Callable[[slice, torch.Tensor], None]:
@@ -76,7 +122,9 @@ def test_all_layers_at_once_equal_each_tensor_alone(projection: str, block: str,
         for r, w, s in zip(rows, weights, scores, strict=True)
     ]
     options = {"projection": projection, "block": block, "weighting": weighting, "exponent": 0.5}
-    integrate_layers(layers, orders, **options)
+    given = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]) if weighting == "uncertainty" else None
+    integrate_layers(layers, orders, **options, given=given)
+    options["weights"] = given
     for layer, r, order in zip(layers, rows, orders, strict=True):
         assert torch.allclose(layer.weight_grad, integrate(r, order=order, **options), atol=1e-12)
         assert torch.allclose(
@@ -114,8 +162,9 @@ def test_a_zero_row_conflicts_with_nobody() -> None:
 def test_no_magnitude_gives_nan(size: float) -> None:
     rows = torch.stack([torch.tensor([[1.0, 2.0]]), torch.tensor([[-3.0, 1.0]]), torch.zeros(1, 2)])
     for projection, block, weighting in variants:
-        small = integrate(rows, projection=projection, block=block, weighting=weighting)
-        scaled = integrate(rows * size, projection=projection, block=block, weighting=weighting)
+        weights = [1.0, 2.0, 3.0] if weighting == "uncertainty" else None
+        small = integrate(rows, projection=projection, block=block, weighting=weighting, weights=weights)
+        scaled = integrate(rows * size, projection=projection, block=block, weighting=weighting, weights=weights)
         assert torch.allclose(scaled / size, small, rtol=1e-4, atol=1e-6)
 
 
@@ -134,7 +183,7 @@ def test_the_releases_epsilon_weakens_projection_of_small_kernels() -> None:
     ("arguments", "says"),
     [
         ({"projection": "first"}, "valid: last, none, sequential"),
-        ({"block": "layer"}, "valid: kernel, tensor"),
+        ({"block": "layer"}, "valid: kernel, network, tensor"),
         ({"weighting": "median"}, "valid: cosine, mean"),
         ({"order": [0, 0, 1]}, "not a permutation"),
         ({"order": [0, 1]}, "not a permutation"),

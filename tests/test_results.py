@@ -104,7 +104,7 @@ def test_keys_hold_what_determines_a_unit() -> None:
     one = results.features_key(weights="w", capacity=0.5)
     assert one == results.features_key(capacity=0.5, weights="w")
     assert one != results.features_key(weights="w", capacity=0.4)
-    assert results.test_key("q", "g", "p") != results.test_key("g", "q", "p")
+    assert results.row_key("q", "g", "p") != results.row_key("g", "q", "p")
 
 
 def test_deterministic_columns_leave_measurements_out() -> None:

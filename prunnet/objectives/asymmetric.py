@@ -38,7 +38,8 @@ class Asymmetric:
         return embeddings, self.reducer.gather(labels).flatten()
 
     def loss(self, features: Tensor, labels: Tensor, targets: tuple[Tensor, ...]) -> Tensor:
-        teacher, teacher_labels = targets[0].to(features.dtype), targets[1]
+        # The library takes "the same tensor" as "the same images", and would leave each image's own embedding out.
+        teacher, teacher_labels = targets[0].to(features.dtype), targets[1].clone()
         anchors = F.normalize(features)
         triplets = self.hardest(anchors.detach(), labels, teacher, teacher_labels)
         return self.triplet(anchors, labels, triplets, teacher, teacher_labels)

@@ -52,7 +52,7 @@ class Prototypes:
 
     def _embed_new(self, images: Tensor, dtype: torch.dtype) -> Tensor:
         with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-            return self.net.embed(images)
+            return self.net.embed(images.to(next(self.net.parameters()).dtype))
 
     def targets(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         return ()

@@ -1,0 +1,170 @@
+"""Any two networks or subnetworks against each other on the same images: what `prunnet evaluate` prints.
+
+Each side sees the images through its own preprocessing. A network is cut at a capacity and its BatchNorm
+re-estimated on the data set's training images; a saved subnetwork is taken as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prunnet import data
+from prunnet.checkpoint import NETWORK, load_network, read_header
+from prunnet.config import DataConfig, parse_recipe
+from prunnet.data.base import RetrievalTest
+from prunnet.data.transforms import Preprocessing
+from prunnet.errors import CheckpointError, ConfigError
+from prunnet.plan import allocation_of
+from prunnet.retrieval.compatibility import negative_flips, p_comp, p_up, right_at_one, update_gain
+from prunnet.retrieval.features import StoredFeatures, embed
+from prunnet.retrieval.hits import from_features
+from prunnet.retrieval.matrix import score
+from prunnet.subnetworks import Subnetwork, calibration_loader, subnetwork
+
+
+@dataclass(frozen=True)
+class Side:
+    """One network or subnetwork, and what made its images."""
+
+    path: str
+    cut: Subnetwork
+    preprocessing: Preprocessing
+    is_network: bool
+
+    @classmethod
+    def load(cls, path: str | Path, capacity: float | None = None) -> Side:
+        """A network's file cut at `capacity` (None: dense), or a saved subnetwork, whose capacity is its own."""
+        header = read_header(path)
+        if header["kind"] != NETWORK:
+            cut, made = Subnetwork.load_with_preprocessing(path)
+            if capacity not in (None, cut.capacity):
+                raise ConfigError(f"{str(path)!r} is a subnetwork of capacity {cut.capacity:g}, not {capacity:g}")
+        else:
+            net, header = load_network(path)
+            made = header["preprocessing"]
+            cut = subnetwork(net, capacity or 1.0, allocation=allocation_of(header), weights_sha=header["weights_sha"])
+        if made is None:
+            raise CheckpointError(f"{str(path)!r} does not say what preprocessing its images had")
+        return cls(str(path), cut, Preprocessing.from_json(made), header["kind"] == NETWORK)
+
+    def features(self, config: DataConfig, split: str, calibrate: bool, batch_size: int = 256) -> Tested:
+        """Embeddings of a split, through this side's preprocessing."""
+        dataset = data.load(seen_through(config, self.preprocessing))
+        test = dataset.split(split)
+        if calibrate and self.is_network:
+            self.cut.calibrate(calibration_loader(dataset.train, batch_size=batch_size))
+        queries = embed(self.cut, test.queries.pixels, self.preprocessing, batch_size)
+        gallery = queries
+        if not test.leave_one_out:
+            gallery = embed(self.cut, test.gallery.pixels, self.preprocessing, batch_size)
+        return Tested(StoredFeatures(queries, gallery, {}), test)
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A side's embeddings of a test."""
+
+    features: StoredFeatures
+    test: RetrievalTest
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that can be said of two sides, and with a third of an upgrade."""
+
+    tests: dict[str, dict[str, float | int]]
+    """`query` (self-test), `gallery` (self-test), `cross`, and `independent` where given -> metrics."""
+    flips: dict[str, float]
+    """Negative flips from the gallery's self-test to the cross-test and to the query's self-test."""
+    upgrade: dict[str, float | None]
+    """update_gain, p_up, p_comp by mAP; None where they cannot be said."""
+    reason: str | None
+    """Why they cannot."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader must know, such as preprocessing that differs."""
+
+
+def compare(
+    query: Side, gallery: Side, independent: Side | None = None, *, config: DataConfig, split: str, calibrate: bool
+) -> Comparison:
+    """Tests query against gallery, each against itself, and what an upgrade from gallery to query is worth.
+
+    Raises ConfigError where the embeddings differ in length.
+    """
+    sides = {"query": query, "gallery": gallery, **({"independent": independent} if independent else {})}
+    lengths = {name: side.cut.net.spec["embedding_dim"] for name, side in sides.items()}
+    if lengths["query"] != lengths["gallery"]:
+        raise ConfigError(
+            f"query {query.path!r} has embeddings of length {lengths['query']}, gallery {gallery.path!r} of "
+            f"{lengths['gallery']}: they do not compare"
+        )
+    seen = {name: side.features(config, split, calibrate) for name, side in sides.items()}
+    test = seen["query"].test
+    relevant, junk = test.relevant(), test.junk()
+    pairs = {"query": ("query", "query"), "gallery": ("gallery", "gallery"), "cross": ("query", "gallery")}
+    if independent:
+        pairs["independent"] = ("independent", "independent")
+    arrays = {name: (seen[q].features.queries, seen[g].features.gallery) for name, (q, g) in pairs.items()}
+    tests = {name: score(q, g, relevant, junk) for name, (q, g) in arrays.items()}
+    right = {name: right_at_one(from_features(q, g, relevant, junk)) for name, (q, g) in arrays.items()}
+    flips = {name: negative_flips(right["gallery"], right[name]) for name in ("cross", "query")}
+    upgrade, reason = upgrade_of({name: float(metrics["map"]) for name, metrics in tests.items()})
+    return Comparison(tests, flips, upgrade, reason, list(_notes(sides)))
+
+
+def upgrade_of(maps: dict[str, float]) -> tuple[dict[str, float | None], str | None]:
+    """(update_gain, p_up, p_comp; the reason where they are None) of the mAP of query, gallery, cross, independent."""
+    nothing: dict[str, float | None] = {"update_gain": None, "p_up": None, "p_comp": None}
+    if "independent" not in maps:
+        return nothing, "no third network: give --independent a new one that was trained without regard to the old"
+    best, old = maps["independent"], maps["gallery"]
+    if np.isnan([*maps.values()]).any() or best == 0:
+        return nothing, "a test has no query that counts, or the independent network finds nothing"
+    up = p_up([maps["query"]], [best])
+    if best <= old:
+        return (
+            {**nothing, "p_up": up},
+            f"the independent network (mAP {best:.3f}) is no better than the gallery's ({old:.3f})",
+        )
+    gain = update_gain(maps["cross"], old, best)
+    return {"update_gain": gain, "p_up": up, "p_comp": p_comp([maps["cross"]], [old], [best])}, None
+
+
+def data_of(side: Side, overrides: dict[str, Any] | None = None) -> DataConfig:
+    """The data section that a network was trained with, changed by `overrides`; ConfigError where a file has none."""
+    recipe = read_header(side.path).get("recipe")
+    if recipe is None:
+        raise ConfigError(f"{side.path!r} does not say what data it was trained on; give --recipe")
+    return parse_recipe({"data": {**recipe["data"], "train_fraction": 1.0, **(overrides or {})}}).data
+
+
+def seen_through(config: DataConfig, preprocessing: Preprocessing) -> DataConfig:
+    """The same images, made by another preprocessing; ConfigError for one that a recipe cannot say."""
+    means, stds = set(preprocessing.mean), set(preprocessing.std)
+    plain = Preprocessing.from_config(DataConfig(channels=1 if preprocessing.channels == 1 else 3))
+    default = (preprocessing.mean, preprocessing.std) == (plain.mean, plain.std)
+    if not default and (len(means) > 1 or len(stds) > 1):
+        raise ConfigError(f"mean {preprocessing.mean} and std {preprocessing.std} cannot be said in a recipe")
+    changes = {
+        "image_size": preprocessing.image_size,
+        "resize": preprocessing.resize,
+        "channels": preprocessing.channels,
+        "invert": preprocessing.invert,
+        "mean": None if default else means.pop(),
+        "std": None if default else stds.pop(),
+    }
+    return parse_recipe({"data": {**config.model_dump(), **changes}}).data
+
+
+def _notes(sides: dict[str, Side]) -> Iterator[str]:
+    reference = sides["query"].preprocessing.to_json()
+    for name, side in sides.items():
+        other = side.preprocessing.to_json()
+        if differs := [key for key in reference if reference[key] != other[key]]:
+            said = ", ".join(f"{key} {other[key]} (query: {reference[key]})" for key in differs)
+            yield f"preprocessing of {name} differs: {said}; each side sees the images through its own"

@@ -1,0 +1,81 @@
+"""Any two networks or subnetworks against each other: self-tests, cross-test, negative flips, the gain of an upgrade.
+
+    prunnet evaluate --query NEW --gallery OLD
+    prunnet evaluate --query NEW --gallery OLD --independent NEW_STAR --query-capacity 0.2
+
+Each is a network's file (model.safetensors of a run) or a saved subnetwork. Tested on the query network's data, or
+on those of --recipe.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from prunnet.compare import Comparison, Side, compare, data_of
+from prunnet.config import DataConfig, load_recipe
+from prunnet.errors import ConfigError
+from sweeps.run import absolute_paths
+
+
+def main(
+    query: Annotated[Path, typer.Option(help="Embeds the queries.")],
+    gallery: Annotated[Path, typer.Option(help="Embedded the gallery.")],
+    independent: Annotated[
+        Path | None, typer.Option(help="A new network, trained without regard to the old: update gain, P_up, P_comp.")
+    ] = None,
+    query_capacity: Annotated[float | None, typer.Option(help="Cut from the query's network; 1 if not said.")] = None,
+    gallery_capacity: Annotated[float | None, typer.Option(help="Cut from the gallery's.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Whose data are tested.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. data.root=DIR.")] = None,
+    split: Annotated[str, typer.Option(help="test or validation.")] = "test",
+    calibrate: Annotated[bool, typer.Option(help="Re-estimate the BatchNorm of networks.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    if split not in ("test", "validation"):
+        raise ConfigError(f"--split {split!r}; valid: test, validation")
+    sides = {"query": Side.load(query, query_capacity), "gallery": Side.load(gallery, gallery_capacity)}
+    third = Side.load(independent) if independent else None
+    data = tested_data(sides["query"], recipe, set_ or [])
+    found = compare(sides["query"], sides["gallery"], third, config=data, split=split, calibrate=calibrate)
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=1))
+    else:
+        show(found, {**sides, **({"independent": third} if third else {})}, Console())
+
+
+def tested_data(query: Side, recipe: Path | None, overrides: list[str]) -> DataConfig:
+    """The recipe's data, or the query network's; `overrides` change either."""
+    if recipe is not None:
+        return absolute_paths(load_recipe(recipe, overrides)).data
+    changed = absolute_paths(load_recipe(None, overrides)).data.model_dump()
+    said = {o.partition("=")[0].strip().removeprefix("data.") for o in overrides}
+    return data_of(query, {key: value for key, value in changed.items() if key in said})
+
+
+def show(found: Comparison, sides: dict[str, Side], console: Console) -> None:
+    """The tests as a table, and what they say of an upgrade."""
+    table = Table("test", "queries by", "gallery by", "mAP", "R@1", "R@5", "R@10", box=None)
+    for name, metrics in found.tests.items():
+        by = ("query", "gallery") if name == "cross" else (name, name)
+        values = (f"{100 * metrics[key]:.2f}" for key in ("map", "recall_at_1", "recall_at_5", "recall_at_10"))
+        table.add_row("cross-test" if name == "cross" else "self-test", *(_named(sides[side]) for side in by), *values)
+    console.print(table)
+    console.print(
+        f"negative flips (right in the gallery's self-test, wrong now): {found.flips['cross']:.2%} in the cross-test, "
+        f"{found.flips['query']:.2%} in the query's self-test",
+        soft_wrap=True,
+    )
+    console.print("  ".join(f"{k} {'null' if v is None else f'{v:.4f}'}" for k, v in found.upgrade.items()))
+    for line in filter(None, (found.reason, *found.notes)):
+        console.print(f"note: {line}", markup=False, soft_wrap=True)
+
+
+def _named(side: Side) -> str:
+    return f"{Path(side.path).parent.name}/{Path(side.path).name} @ {side.cut.capacity:g}"
