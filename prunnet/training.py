@@ -25,6 +25,7 @@ from prunnet.config import TrainConfig, parse_recipe
 from prunnet.data.base import ImageSet
 from prunnet.data.transforms import Augmentation, Preprocessing
 from prunnet.errors import ConfigError, DataError
+from prunnet.masks import laid_out_like
 from prunnet.memory import keep_freed_memory
 from prunnet.nets import RetrievalNet
 from prunnet.objectives import Context, make_objective
@@ -143,6 +144,7 @@ class Trainer:
         set_learning_rates(self.optimizer, config, step, self.steps_per_epoch)
         self.net.train()
         losses = self.objective.backward(images, labels, step)
+        align_gradients(self.net)
         clip_gradients(self.net, config.clip_norm)
         self.optimizer.step()
         self.progress.step += 1
@@ -181,6 +183,14 @@ class Trainer:
             "images_seen": self.progress.step * self.config.batch_size,
             **named,
         }
+
+
+def align_gradients(net: nn.Module) -> None:
+    """Puts every gradient into its parameter's memory format. Fused optimisers walk both storages side by side, so a
+    contiguous gradient of a channels-last weight would be added to the wrong weights, without a word."""
+    for parameter in net.parameters():
+        if parameter.grad is not None:
+            parameter.grad = laid_out_like(parameter.grad, parameter)
 
 
 def clip_gradients(net: nn.Module, limit: float) -> None:
