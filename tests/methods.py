@@ -56,7 +56,8 @@ def net_for(config: TrainConfig) -> RetrievalNet:
     """A float64 network that the method takes. With BatchNorm (widths need it) it is in evaluation mode, where an
     image's features do not depend on the others."""
     if METHODS[config.method].network == "widths":
-        options = {"layers": [1, 1, 1, 1], "channels": [8, 8, 12, 16]}
+        # Residual branches that end in zero, as timm makes them, would hide their gradients in the first step.
+        options = {"layers": [1, 1, 1, 1], "channels": [8, 8, 12, 16], "zero_init_last": False}
         net: RetrievalNet = SwitchableNet(
             "resnet18", 4, in_chans=1, embedding_dim=8, options=options, switch=config.capacities
         )
