@@ -14,7 +14,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from prunnet.errors import ConfigError, unknown
-from prunnet.hashing import of_file, of_json, weights_sha_of
+from prunnet.hashing import METHOD_VERSION, of_file, of_json, weights_sha_of
 from prunnet.methods import METHODS, settle
 
 
@@ -244,7 +244,7 @@ class Recipe(Section):
 
     def training_hash(self) -> str:
         """Hash of everything that determines the trained weights (workers included: they shape the sums)."""
-        return of_json({**self.trained_part(), "workers": self.cluster.workers})
+        return of_json([METHOD_VERSION, self.trained_part(), self.cluster.workers])
 
     def trained_part(self) -> dict[str, Any]:
         """Sections `data`, `model`, `train` as JSON values, without the keys that do not touch the weights."""

@@ -17,8 +17,8 @@ from prunnet.config import DataConfig, Recipe
 from prunnet.data.base import Dataset
 from prunnet.evaluation import evaluate_here
 from prunnet.families import Family, Stage, stages, train_here
+from prunnet.hashing import METHOD_VERSION
 from prunnet.plan import evaluation_images, evaluation_plan, network_arrays, plan_units
-from prunnet.results import METHOD_VERSION
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,14 @@ class Trial:
     def id(self) -> str:
         """Name and hash of all that determines the rows: the table's `trial_id`."""
         parts = [self.recipe, *([self.old] if self.old else [])]
-        dumps = [r.model_dump(mode="json", include={"data", "model", "train", "sweep"}) for r in parts]
-        for dump in dumps:  # where the images lie does not matter
-            dump["data"]["root"] = dump["data"]["root"] and Path(dump["data"]["root"]).name
-            dump["train"]["old"] = dump["train"]["old"] and self.old is None and dump["train"]["old"]
+        # Without defaults, so that a key that is added to recipes later leaves finished trials finished.
+        include = {"data", "model", "train", "sweep"}
+        dumps = [r.model_dump(mode="json", include=include, exclude_defaults=True) for r in parts]
+        for dump in dumps:  # where files lie does not matter
+            if root := dump["data"].get("root"):
+                dump["data"]["root"] = Path(root).name
+            if self.old is not None:
+                dump["train"].pop("old", None)
         return f"{self.name}/{hashing.of_json([METHOD_VERSION, *dumps])[:10]}"
 
 

@@ -14,6 +14,10 @@ from safetensors import SafetensorError, safe_open
 
 from prunnet.errors import CheckpointError
 
+METHOD_VERSION = 1
+"""Part of every key and of every training's hash; raised by hand when a change makes earlier results wrong or
+incomparable."""
+
 
 def of_json(value: Any) -> str:
     """SHA-256 (hex) of a JSON value; key order does not matter."""

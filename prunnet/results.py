@@ -17,11 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prunnet.errors import ConfigError, ResultsError
-from prunnet.hashing import of_json
+from prunnet.hashing import METHOD_VERSION, of_json
 
 SCHEMA_VERSION = 2
-METHOD_VERSION = 1
-"""Part of every key; raised by hand when a change makes earlier results wrong or incomparable."""
 
 _TEXT = """
     sweep_id trial_id status unit_key query_weights_sha gallery_weights_sha method backbone dataset split config_json

@@ -15,12 +15,12 @@ Exit code: 0 finished; 1 some trial failed, the rest is there; 2 the recipe, dat
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 
@@ -67,6 +67,7 @@ def unfinished(trials: Sequence[Trial], run: Run, ablation: Ablation) -> list[Tr
 
 def run_here(trials: Sequence[Trial], run: Run, ablation: Ablation, device: str, console: Console) -> int:
     """One trial after the other in this process; returns how many failed."""
+    torch.set_num_threads(max(1, int(ablation.base.cluster.cpus_per_actor)))  # as an actor: sums depend on it
     failed = 0
     for trial in trials:
         try:
@@ -137,5 +138,4 @@ def main(
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     typer.run(main)
