@@ -19,8 +19,9 @@ from prunnet.config import DataConfig, parse_recipe
 from prunnet.data.base import RetrievalTest
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError
+from prunnet.gains import p_comp, p_up, update_gain
 from prunnet.plan import allocation_of
-from prunnet.retrieval.compatibility import negative_flips, p_comp, p_up, right_at_one, update_gain
+from prunnet.retrieval.compatibility import negative_flips, right_at_one
 from prunnet.retrieval.features import StoredFeatures, embed
 from prunnet.retrieval.hits import from_features
 from prunnet.retrieval.matrix import score

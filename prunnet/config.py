@@ -54,9 +54,9 @@ class DataConfig(Section):
     std: float | None = None
     seed: int = 0
     images_per_class: Positive = 20
-    """glyphs only: images rendered a class."""
+    """glyphs, colour_glyphs: images rendered a class."""
     classes: Annotated[int, Field(ge=2)] = 400
-    """glyphs only: training classes (letters), at most."""
+    """glyphs, colour_glyphs: training classes (letters), at most."""
     holdout: Literal["class", "top_folder", "list"] = "class"
     """imagefolder only: what `test` and `validation` name: class folders, top folders, or text files with
     one class folder a line."""

@@ -9,6 +9,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from prunnet.config import ModelConfig
@@ -173,7 +174,7 @@ def make_backbone(
         model = timm.create_model(name, num_classes=0, in_chans=in_chans, **dict(options or {}), **source)
     except (TypeError, KeyError, AssertionError) as error:
         raise ConfigError(f"backbone {name!r} does not take options {dict(options or {})!r}: {error}") from None
-    except (RuntimeError, OSError, ValueError) as error:
+    except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         if not source:
             raise ConfigError(f"backbone {name!r} with options {dict(options or {})!r}: {one_line(error)}") from None
         if weights is not None:

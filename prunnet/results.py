@@ -17,6 +17,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prunnet.errors import ConfigError, ResultsError
+from prunnet.gains import p_1 as p_1
+from prunnet.gains import p_comp as p_comp
+from prunnet.gains import p_up as p_up
+from prunnet.gains import update_gain as update_gain
 from prunnet.hashing import METHOD_VERSION, of_json
 
 SCHEMA_VERSION = 2

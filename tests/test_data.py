@@ -229,3 +229,19 @@ def test_omniglots_standing_split() -> None:
     assert (len(np.unique(loaded.test.queries.labels)), len(loaded.test.queries)) == (253, 5060)
     assert loaded.validation is not None
     assert len(np.unique(loaded.validation.queries.labels)) == 133
+
+
+def test_colour_glyphs_are_in_colour_over_textures_and_seeded() -> None:
+    config = DataConfig(name="colour_glyphs", channels=3, image_size=48, classes=5, images_per_class=4)
+    first, second = data.load(config), data.load(config)
+    other = data.load(config.model_copy(update={"seed": 1}))
+    pixels = first.train.read(np.arange(20))
+    assert pixels.shape == (20, 3, 48, 48)
+    assert np.array_equal(pixels, second.train.read(np.arange(20)))
+    assert first.test.fingerprint() == second.test.fingerprint() != other.test.fingerprint()
+    spread = pixels.astype(float).std(axis=1).mean()  # over the channels: grey images have none
+    assert spread > 10
+    backgrounds = {tuple(image[:, 0, 0] // 32) for image in pixels}
+    assert len(backgrounds) > 5
+    with pytest.raises(DataError, match="valid: 3"):
+        data.load(config.model_copy(update={"channels": 1}))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from prunnet.config import DataConfig
-from prunnet.data import glyphs, imagefolder
+from prunnet.data import colour_glyphs, glyphs, imagefolder
 from prunnet.data.base import Dataset, ImageSet, MemoryImages, RetrievalTest, some_classes
 from prunnet.data.transforms import Augmentation, Preprocessing
 from prunnet.errors import DataError, unknown
 
 DATASETS: dict[str, Callable[[DataConfig], Dataset]] = {
+    "colour_glyphs": colour_glyphs.load,
     "glyphs": glyphs.load,
     "imagefolder": imagefolder.load,
 }

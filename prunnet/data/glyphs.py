@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -61,17 +61,26 @@ class Glyph:
         return f"{self.script}/{self.code:06X}"
 
 
+Renderer = Callable[[Glyph, list[int]], Image.Image]
+"""A glyph and a seed -> one image."""
+
+
 def load(config: DataConfig) -> Dataset:
     """The data set of a recipe: `classes` training letters at most, `images_per_class` images each."""
+    return rendered("glyphs", config, render)
+
+
+def rendered(name: str, config: DataConfig, renderer: Renderer) -> Dataset:
+    """Letters of training, validation and test scripts as some renderer draws them."""
     preprocessing = Preprocessing.from_config(config)
     seen = list(glyphs(TRAIN_SCRIPTS))
     chosen = np.random.default_rng(config.seed).permutation(len(seen))[: config.classes]
-    train = _images([seen[i] for i in sorted(chosen)], config, preprocessing, crop=False)
+    train = _images([seen[i] for i in sorted(chosen)], config, preprocessing, renderer, crop=False)
     tests = []
     for held_out in (VALIDATION_SCRIPTS, TEST_SCRIPTS):
-        images, _ = _images(list(glyphs(held_out)), config, preprocessing, crop=True)
+        images, _ = _images(list(glyphs(held_out)), config, preprocessing, renderer, crop=True)
         tests.append(_retrieval(images, config))
-    return Dataset("glyphs", train[0], train[1], tests[0], tests[1], preprocessing)
+    return Dataset(name, train[0], train[1], tests[0], tests[1], preprocessing)
 
 
 def _retrieval(images: MemoryImages, config: DataConfig) -> RetrievalTest:
@@ -159,12 +168,12 @@ def _outline(master: Image.Image) -> bytes:
 
 
 def _images(
-    classes: list[Glyph], config: DataConfig, preprocessing: Preprocessing, *, crop: bool
+    classes: list[Glyph], config: DataConfig, preprocessing: Preprocessing, renderer: Renderer, *, crop: bool
 ) -> tuple[MemoryImages, tuple[str, ...]]:
     """Seeded renderings [n, C, S, S] of some classes, and the classes' names by label."""
     names = [glyph.name for glyph in classes for _ in range(config.images_per_class)]
     pixels = [
-        preprocessing.pixels(render(glyph, [config.seed, glyph.code, sample]), crop=crop)
+        preprocessing.pixels(renderer(glyph, [config.seed, glyph.code, sample]), crop=crop)
         for glyph in classes
         for sample in range(config.images_per_class)
     ]
@@ -175,14 +184,18 @@ def _images(
 def render(glyph: Glyph, seed: list[int], side: int = 64) -> Image.Image:
     """One distorted image [side, side], dark ink on light paper: font, affine map, stroke, blur, noise."""
     rng = np.random.default_rng(seed)
-    master = glyph.masters[rng.integers(len(glyph.masters))]
-    ink = _placed(master, side, rng)
-    ink = _stroked(ink, rng)
-    ink = ink.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 2.2)))
+    ink = distorted_ink(glyph, rng, side)
     contrast, paper = rng.uniform(0.45, 1.0), rng.uniform(0.75, 1.0)
     values = paper * (1 - contrast * np.asarray(ink, dtype=np.float64) / 255)
     values += rng.normal(0, rng.uniform(0.02, 0.16), values.shape)
     return Image.fromarray((values.clip(0, 1) * 255).astype(np.uint8))
+
+
+def distorted_ink(glyph: Glyph, rng: np.random.Generator, side: int) -> Image.Image:
+    """Where there is ink, 0 … 255, [side, side]: font, affine map, stroke and blur are drawn."""
+    master = glyph.masters[rng.integers(len(glyph.masters))]
+    ink = _stroked(_placed(master, side, rng), rng)
+    return ink.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 2.2)))
 
 
 def _placed(master: Image.Image, side: int, rng: np.random.Generator) -> Image.Image:

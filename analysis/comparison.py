@@ -1,0 +1,208 @@
+"""An ablation's table as docs/RESULTS.md: methods, variants and upgrades, mean and standard deviation over seeds.
+
+    python -m analysis.comparison docs/evidence/methods_omniglot.parquet docs/RESULTS.md
+
+Only what stands between the two marks of the page is written; the words around it are the author's.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from prunnet.results import p_comp, p_up, read_packed, update_gain
+
+BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+Row = dict[str, Any]
+Trials = dict[str, dict[int, list[Row]]]
+"""Name of a method (or variant, or upgrade) -> seed -> rows."""
+
+
+def grouped(rows: Iterable[Row], table: str) -> Trials:
+    """The rows of one of the ablation's tables: `methods`, `variants`, `upgrade`."""
+    found: Trials = {}
+    for row in rows:
+        kind, name, *_ = str(row["trial_id"]).split("/")
+        if kind == table:
+            found.setdefault(name, {}).setdefault(row["seed"], []).append(row)
+    return found
+
+
+def value(rows: Sequence[Row], query: float, gallery: float, metric: str, source: str = "own") -> float | None:
+    """One metric of one test, in percent."""
+    for row in rows:
+        if (row["query_capacity"], row["gallery_capacity"], row["gallery_source"]) == (query, gallery, source):
+            return None if row[metric] is None else 100 * row[metric]
+    return None
+
+
+def cell(values: Iterable[float | None], digits: int = 1) -> str:
+    """Mean ± standard deviation over the seeds that have a value."""
+    known = [v for v in values if v is not None]
+    if not known:
+        return "-"
+    spread = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.{digits}f}{spread}"
+
+
+def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    body = [head, ["---", *("---:" for _ in head[1:])], *lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in body)
+
+
+def capacities_of(trials: Trials) -> tuple[list[float], list[float]]:
+    """(trained, never trained) capacities, largest first."""
+    rows = [row for seeds in trials.values() for trial in seeds.values() for row in trial]
+    trained = {1.0, *(float(c) for row in rows for c in (row["train_capacities"] or "").split(",") if c)}
+    every = {row["query_capacity"] for row in rows}
+    return sorted(trained & every, reverse=True), sorted(every - trained, reverse=True)
+
+
+def by_capacity(trials: Trials, metric: str, test: Callable[[float], float], mean_over: Sequence[float]) -> str:
+    """One line a method: a column for every capacity, and the mean over the trained ones below the dense network."""
+    trained, others = capacities_of(trials)
+    columns = [*trained, *others]
+    lines = []
+    for name, seeds in trials.items():
+        cells = [cell(value(rows, c, test(c), metric) for rows in seeds.values()) for c in columns]
+        lines.append([name, *cells, cell(_mean(rows, mean_over, test, metric) for rows in seeds.values())])
+    head = ["", *(f"{c:.0%}" for c in trained), *(f"*{c:.0%}*" for c in others), "mean"]
+    return markdown(head, lines)
+
+
+def _mean(
+    rows: Sequence[Row], capacities: Sequence[float], test: Callable[[float], float], metric: str
+) -> float | None:
+    values = [value(rows, c, test(c), metric) for c in capacities]
+    known = [v for v in values if v is not None]
+    return statistics.mean(known) if len(known) == len(values) and known else None
+
+
+def cost_table(trials: Trials) -> str:
+    """What each method's training took."""
+    lines = []
+    for name, seeds in trials.items():
+        first = next(iter(seeds.values()))[0]
+        seconds = [rows[0]["train_seconds"] for rows in seeds.values()]
+        lines.append([name, f"{len(seeds)}", f"{_rate(first):g}", f"{first['images_seen']:,}", cell(seconds, 0)])
+    return markdown(["", "seeds", "learning rate", "images seen, each capacity", "seconds of training"], lines)
+
+
+def _rate(row: Row) -> float:
+    import json
+
+    return json.loads(row["config_json"])["trained"]["train"]["lr"]
+
+
+def upgrade_table(trials: Trials) -> str:
+    """The dense new networks: self-test, search in the old gallery, and what the upgrade is worth, by mAP."""
+    lines = []
+    for name, seeds in trials.items():
+        own = {seed: value(rows, 1.0, 1.0, "map") for seed, rows in seeds.items()}
+        crossed = {seed: value(rows, 1.0, 1.0, "map", "old") for seed, rows in seeds.items()}
+        gains = [_gains(trials, seed, own[seed], crossed[seed]) for seed in seeds]
+        columns = ([g[key] for g in gains] for key in ("update_gain", "p_up", "p_comp"))
+        lines.append([name, cell(own.values()), cell(crossed.values()), *(cell(c, 3) for c in columns)])
+    return markdown(["", "self-test", "in the old gallery", "update gain", "P_up", "P_comp"], lines)
+
+
+def _gains(trials: Trials, seed: int, own: float | None, crossed: float | None) -> dict[str, float | None]:
+    nothing: dict[str, float | None] = {"update_gain": None, "p_up": None, "p_comp": None}
+    old, best = (value(trials.get(n, {}).get(seed, []), 1.0, 1.0, "map") for n in ("old", "independent"))
+    if own is None or old is None or best is None:
+        return nothing
+    nothing["p_up"] = p_up([own], [best])
+    if crossed is None:
+        return nothing
+    return {**nothing, "update_gain": update_gain(crossed, old, best), "p_comp": p_comp([crossed], [old], [best])}
+
+
+def old_gallery_table(trials: Trials) -> str:
+    """New networks of many capacities: every one searches the old gallery."""
+    many = {name: seeds for name, seeds in trials.items() if any("," in r["train_capacities"] for r in _rows(seeds))}
+    columns = sorted({row["query_capacity"] for seeds in many.values() for row in _rows(seeds)}, reverse=True)
+    lines = [
+        [name, *(cell(value(rows, c, 1.0, "map", "old") for rows in seeds.values()) for c in columns)]
+        for name, seeds in many.items()
+    ]
+    return markdown(["", *(f"{c:.0%}" for c in columns)], lines)
+
+
+def _rows(seeds: dict[int, list[Row]]) -> list[Row]:
+    return [row for rows in seeds.values() for row in rows]
+
+
+def tuning_table(rows: Iterable[Row]) -> str:
+    """Validation mAP of every method at every rate: mean over the trained capacities against the dense gallery (for
+    independent networks: self-tests), the number that the rate is chosen by."""
+    found: dict[str, dict[float, list[Row]]] = {}
+    for row in rows:
+        kind, name, *rest = str(row["trial_id"]).split("/")
+        if kind == "tuning":
+            found.setdefault(name, {}).setdefault(float(rest[0].partition("=")[2]), []).append(row)
+    rates = sorted({rate for by_rate in found.values() for rate in by_rate})
+    lines = []
+    for name, by_rate in found.items():
+        trained, _ = capacities_of({name: {0: [r for rows in by_rate.values() for r in rows]}})
+        test: Callable[[float], float] = (lambda c: c) if name == "independent" else (lambda c: 1.0)
+        means = {rate: _mean(by_rate.get(rate, []), trained, test, "map") for rate in rates}
+        best = max((m for m in means.values() if m is not None), default=None)
+        marked = (f"**{m:.1f}**" if m == best else f"{m:.1f}" for m in (means[r] or 0.0 for r in rates))
+        lines.append([name, *marked])
+    return markdown(["", *(f"{rate:g}" for rate in rates)], lines)
+
+
+def page(rows: Sequence[Row]) -> str:
+    """All tables, with what each column is."""
+    methods, variants, upgrade = (grouped(rows, table) for table in ("methods", "variants", "upgrade"))
+    default = next(iter(methods), None)
+    parts: list[str] = []
+    if methods:
+        trained, _ = capacities_of(methods)
+        low = [c for c in trained if c < 1.0]
+        kinds: tuple[tuple[str, Callable[[float], float]], ...] = (
+            ("Cross-test: queries from this capacity, gallery from the dense network", lambda c: 1.0),
+            ("Self-test: queries and gallery from this capacity", lambda c: c),
+        )
+        for title, test in kinds:
+            for metric, said in (("map", "mAP"), ("recall_at_1", "Recall@1")):
+                parts += [f"### {title}, {said} (%)", by_capacity(methods, metric, test, low)]
+        parts += ["### What training took", cost_table(methods)]
+        if variants and default is not None:
+            compared = {f"{default} (default)": methods[default], **variants}
+            parts += ["### One factor away from the default: cross-test mAP (%)"]
+            parts += [by_capacity(compared, "map", lambda c: 1.0, low)]
+    if upgrade:
+        parts += ["### Upgrades, dense new network, mAP (%)", upgrade_table(upgrade)]
+        parts += ["### Upgrades at every capacity: mAP (%) in the old gallery", old_gallery_table(upgrade)]
+    if any(str(row["trial_id"]).startswith("tuning/") for row in rows):
+        parts += ["### Learning rates, on validation alphabets: mean mAP (%)", tuning_table(rows)]
+    return "\n\n".join(parts)
+
+
+def write(table: str | Path, path: str | Path) -> None:
+    """Puts the tables of an ablation between the marks of a page."""
+    rows = sorted(read_packed(table).to_pylist(), key=_order)
+    path = Path(path)
+    text = path.read_text(encoding="utf-8") if path.exists() else f"# Results\n\n{BEGIN}\n{END}\n"
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{str(path)!r} has no marks {BEGIN} and {END}, between which the tables go")
+    path.write_text(f"{before}{BEGIN}\n{page(rows)}\n{END}{after}", encoding="utf-8")
+
+
+FIRST = ("prunnet", "joint", "independent", "bct", "asymmetric", "regression", "switchable", "sfsc", "sfsc_released")
+
+
+def _order(row: Row) -> tuple[int, str, int]:
+    """Methods in the order in which they are told, everything else by name."""
+    name = str(row["trial_id"]).split("/")[1]
+    return (FIRST.index(name) if name in FIRST else len(FIRST), name, row["seed"])
+
+
+if __name__ == "__main__":
+    write(*sys.argv[1:3])

@@ -1,0 +1,218 @@
+"""Old and new networks: what reaches the old one, how two are compared, and what an upgrade is worth."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from prunnet import data
+from prunnet.checkpoint import save_network
+from prunnet.config import DataConfig, Recipe, parse_recipe
+from prunnet.data.transforms import Preprocessing
+from prunnet.errors import CheckpointError, ConfigError
+from prunnet.gains import p_1, p_comp, p_up, update_gain
+from prunnet.retrieval.compatibility import negative_flips, right_at_one
+from prunnet.retrieval.hits import from_ranks
+from prunnet.subnetworks import subnetwork
+from prunnet.upgrade import OldNetwork, converted
+from sweeps.cli import app
+from tests.conftest import image_folder, tiny_net
+
+# --- gains -------------------------------------------------------------------------------------------------
+
+
+def test_gains_by_hand() -> None:
+    assert update_gain(0.55, 0.5, 0.6) == pytest.approx(0.5)
+    assert update_gain(0.55, 0.6, 0.6) is None
+    assert p_up([0.6], [0.6]) == 0.5
+    assert p_up([0.3], [0.6]) == pytest.approx(1 / (1 + math.exp(0.5)))
+    assert p_comp([0.6], [0.5], [0.6]) == pytest.approx(1 / (1 + math.exp(-1)))
+    assert p_comp([0.5], [0.5], [0.6]) == 0.5
+    assert p_comp([0.5, 0.5], [0.5, 0.6], [0.6, 0.6]) is None
+    up, comp = p_up([0.5], [0.6]), p_comp([0.55], [0.5], [0.6])
+    assert comp is not None
+    assert p_1([0.5], [0.55], [0.5], [0.6]) == pytest.approx(2 / (1 / up + 1 / comp))
+    assert p_1([0.5], [0.55], [0.6], [0.6]) is None
+
+
+@given(st.floats(0.01, 1), st.floats(0.01, 1), st.floats(0.01, 1))
+def test_a_better_cross_test_is_worth_more(crossed: float, old: float, best: float) -> None:
+    gain, more = update_gain(crossed, old, best), update_gain(crossed + 0.1, old, best)
+    assert (gain is None) == (best <= old)
+    assert gain is None or more is None or more > gain
+
+
+def test_negative_flips_by_hand() -> None:
+    ranks = np.array([[0, 1, 2], [1, 0, 2], [2, 0, 1], [0, 1, 2]])
+    relevant = [np.array([0]), np.array([0]), np.array([1]), np.array([0])]
+    junk = [np.array([], int), np.array([1]), np.array([], int), np.array([0])]
+    right = right_at_one(from_ranks(ranks, relevant, junk))
+    assert right.tolist() == [True, True, False, False]  # junk is removed first; the last has no positive left
+    assert negative_flips(right, np.array([False, True, True, True])) == 0.25
+    assert negative_flips(right, right) == 0
+
+
+# --- the old network ---------------------------------------------------------------------------------------
+
+GREY = Preprocessing(16, 16, 1, False, (0.5,), (0.5,))
+COLOUR = Preprocessing(24, 24, 3, True, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+
+
+def test_images_are_converted_as_if_the_other_preprocessing_had_made_them() -> None:
+    pixels = torch.randint(0, 256, (2, 1, 16, 16), dtype=torch.uint8)
+    same_size = Preprocessing(16, 16, 3, True, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    expected = same_size.normalise(255 - pixels.expand(-1, 3, -1, -1))
+    assert torch.allclose(converted(GREY.normalise(pixels), GREY, same_size), expected, atol=1e-5)
+    back = converted(expected, same_size, GREY)
+    assert torch.allclose(back, GREY.normalise(pixels), atol=1e-2)  # luma's weights sum to 1
+    assert converted(GREY.normalise(pixels), GREY, COLOUR).shape == (2, 3, 24, 24)
+    assert converted(expected, same_size, same_size) is expected
+
+
+def test_an_old_network_may_be_a_saved_subnetwork_with_another_preprocessing(tmp_path: Path) -> None:
+    net = tiny_net(3, in_chans=3)
+    cut = subnetwork(net, 0.4).calibrate([torch.randn(8, 3, 24, 24)])
+    cut.save(tmp_path / "old.safetensors", COLOUR)
+    old = OldNetwork(tmp_path / "old.safetensors", preprocessing=GREY, embedding_dim=16)
+    images = GREY.normalise(torch.randint(0, 256, (4, 1, 16, 16), dtype=torch.uint8))
+    assert torch.allclose(old.embed(images), cut.embed(converted(images, GREY, COLOUR)), atol=1e-6)
+    assert old.classifier is None
+    with pytest.raises(ConfigError, match="embeddings of length 16, the new network 32"):
+        OldNetwork(tmp_path / "old.safetensors", preprocessing=GREY, embedding_dim=32)
+    cut.save(tmp_path / "unsaid.safetensors")
+    with pytest.raises(CheckpointError, match="does not say what preprocessing"):
+        OldNetwork(tmp_path / "unsaid.safetensors", preprocessing=GREY, embedding_dim=16)
+    (tmp_path / "text").write_text("no")
+    for path in (tmp_path / "absent", tmp_path / "text"):
+        with pytest.raises(CheckpointError):
+            OldNetwork(path, preprocessing=GREY, embedding_dim=16)
+
+
+def test_a_recipe_knows_an_old_network_by_its_weights_not_its_place(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        save_network(tmp_path / name, tiny_net(seed=seed), GREY)
+    hashes = {
+        name: parse_recipe({"train": {"method": "ndpp", "old": str(tmp_path / name)}}).training_hash() for name in "abc"
+    }
+    assert hashes["a"] == hashes["b"] != hashes["c"]
+    with pytest.raises(CheckpointError, match="is not a file"):
+        parse_recipe({"train": {"method": "ndpp", "old": str(tmp_path / "d")}}).training_hash()
+
+
+def test_a_share_of_the_training_classes_is_a_seeded_subset() -> None:
+    config = DataConfig(classes=20, images_per_class=3, image_size=16)
+    whole, half = data.load(config), data.load(config.model_copy(update={"train_fraction": 0.5}))
+    assert len(half.class_names) == 10
+    assert set(half.class_names) < set(whole.class_names)
+    for label, name in enumerate(half.class_names):
+        mine = half.train.read(np.flatnonzero(half.train.labels == label))
+        theirs = whole.train.read(np.flatnonzero(whole.train.labels == whole.class_names.index(name)))
+        assert np.array_equal(mine, theirs)
+    assert half.test.fingerprint() == whole.test.fingerprint()
+
+
+# --- prunnet evaluate --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def networks(tmp_path: Path) -> dict[str, Path]:
+    """Networks that say what they were trained on: two that compare, one of another length, one of another size."""
+    root = image_folder(tmp_path / "images", classes=8, per_class=5)
+    paths = {}
+    for name, seed, arguments, size in (
+        ("new", 0, {}, 16),
+        ("old", 1, {}, 16),
+        ("long", 2, {"embedding_dim": 32}, 16),
+        ("large", 3, {}, 24),
+    ):
+        config = {"name": "imagefolder", "root": str(root), "image_size": size}
+        recipe: Recipe = parse_recipe({"data": config})
+        paths[name] = tmp_path / f"{name}.safetensors"
+        preprocessing = Preprocessing.from_config(recipe.data)
+        save_network(paths[name], tiny_net(seed=seed, **arguments), preprocessing, recipe=recipe.trained_part())
+    return paths
+
+
+def evaluate(*arguments: object) -> str:
+    result = CliRunner().invoke(app, ["evaluate", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_evaluate_prints_tests_flips_and_why_there_is_no_gain(networks: dict[str, Path]) -> None:
+    said = evaluate("--query", networks["new"], "--gallery", networks["old"])
+    assert said.count("self-test") >= 2
+    assert "cross-test" in said
+    assert "negative flips" in said
+    assert "update_gain null" in said
+    assert "give --independent" in said
+
+
+def test_evaluate_says_in_numbers_what_the_parts_say(networks: dict[str, Path]) -> None:
+    arguments = ("--query", networks["new"], "--gallery", networks["old"], "--independent", networks["new"], "--json")
+    found = json.loads(evaluate(*arguments))
+    maps = {name: metrics["map"] for name, metrics in found["tests"].items()}
+    assert maps["independent"] == maps["query"]
+    assert found["upgrade"]["p_up"] == 0.5  # the new network is its own control here
+    if maps["query"] > maps["gallery"]:
+        gain = (maps["cross"] - maps["gallery"]) / (maps["query"] - maps["gallery"])
+        assert found["upgrade"]["update_gain"] == pytest.approx(gain)
+        assert found["reason"] is None
+    else:
+        assert "is no better than the gallery's" in found["reason"]
+    same = json.loads(evaluate("--query", networks["new"], "--gallery", networks["new"], "--json"))
+    assert same["tests"]["cross"] == same["tests"]["query"] == same["tests"]["gallery"]
+    assert same["flips"] == {"cross": 0.0, "query": 0.0}
+
+
+def test_evaluate_takes_capacities_subnetworks_and_other_preprocessing(
+    networks: dict[str, Path], tmp_path: Path
+) -> None:
+    from prunnet.checkpoint import load_network
+
+    net, header = load_network(networks["old"])
+    cut = subnetwork(net, 0.3).calibrate([torch.randn(8, 1, 16, 16)])
+    cut.save(tmp_path / "edge.safetensors", Preprocessing.from_json(header["preprocessing"]))
+    edge = tmp_path / "edge.safetensors"
+    said = evaluate("--query", networks["new"], "--query-capacity", 0.5, "--gallery", edge)
+    assert "@ 0.5" in said
+    assert "@ 0.3" in said
+    said = evaluate("--query", networks["new"], "--gallery", networks["large"])
+    assert "preprocessing of gallery differs: image_size 24 (query: 16)" in " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("new", "long"), "embeddings of length 16, gallery"),
+        (("absent", "new"), "is not a file"),
+        (("new", "old", "--query-capacity", "1.5"), "0 < capacity <= 1"),
+        (("new", "old", "--split", "training"), "valid: test, validation"),
+        (("new", "old", "--set", "data.nam=x"), "did you mean 'data.name'"),
+        (("new", "old", "--set", "data.root=/no/such/place"), "/no/such/place"),
+    ],
+)
+def test_evaluate_refuses_in_one_line(networks: dict[str, Path], arguments: tuple[str, ...], says: str) -> None:
+    query, gallery, *more = arguments
+    paths = [str(networks.get(name, f"/{name}.safetensors")) for name in (query, gallery)]
+    result = CliRunner().invoke(app, ["evaluate", "--query", paths[0], "--gallery", paths[1], *more])
+    assert result.exception is not None
+    assert says in str(result.exception)
+    assert "\n" not in str(result.exception)
+
+
+def test_doctor_says_what_is_prunable() -> None:
+    result = CliRunner().invoke(app, ["doctor", "backbone", "convnext_atto", "--image-size", "64", "--layers"])
+    assert result.exit_code == 0, result.output
+    for said in ("depthwise 7x7", "conv 1x1", "in all", "stays dense: ", "LayerNorm", "stages.0.blocks.0.conv_dw"):
+        assert said in result.stdout
+    wrong = CliRunner().invoke(app, ["doctor", "backbone", "convnext_attt"])
+    assert "did you mean 'convnext_atto'" in str(wrong.exception)
