@@ -28,12 +28,18 @@ class Frame:
         """Query capacities, largest first."""
         return sorted({row["query_capacity"] for row in self.rows}, reverse=True)
 
-    def get(self, query: float, gallery: float) -> dict[str, Any] | None:
-        """The row of one test."""
+    def get(self, query: float, gallery: float, source: str = "own") -> dict[str, Any] | None:
+        """The row of one test; `source` "old" is the gallery of the network that was to be matched."""
         for row in self.rows:
-            if row["query_capacity"] == query and row["gallery_capacity"] == gallery:
+            found = (row["query_capacity"], row["gallery_capacity"], row["gallery_source"] or "own")
+            if found == (query, gallery, source):
                 return row
         return None
+
+    @property
+    def has_old_gallery(self) -> bool:
+        """Whether some test searches the gallery of an old network."""
+        return any(row["gallery_source"] == "old" for row in self.rows)
 
     def self_tests(self) -> list[dict[str, Any]]:
         """M(c, c) by falling capacity."""

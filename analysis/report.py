@@ -32,7 +32,7 @@ def write(
     text = environment.get_template("report.html").render(
         title=title,
         lead=lead,
-        head=tables.HEAD,
+        head=tables.head(frame),
         table=tables.capacity_table(frame),
         pareto=_embedded(plots.pareto_figure(frame)),
         matrix=_embedded(plots.matrix_figure(frame)),

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from analysis.frame import Frame
 
-HEAD = ("capacity", "trained", "weights kept", "MMACs", "self mAP", "self R@1", "cross mAP", "cross R@1")
+_HEAD = ("capacity", "trained", "weights kept", "MMACs", "self mAP", "self R@1", "cross mAP", "cross R@1")
 """Cross: this capacity's queries against the dense network's gallery."""
+_OLD_HEAD = ("old mAP", "old R@1")
+"""This capacity's queries against the gallery of the network that was to be matched."""
+
+
+def head(frame: Frame) -> tuple[str, ...]:
+    """Titles of the capacity table's columns."""
+    return _HEAD + _OLD_HEAD if frame.has_old_gallery else _HEAD
 
 
 def capacity_table(frame: Frame) -> list[tuple[str, ...]]:
-    """One line a capacity under HEAD; metrics in percent, absent ones as a dash."""
+    """One line a capacity under `head`; metrics in percent, absent ones as a dash."""
     lines: list[tuple[str, ...]] = []
     for capacity in frame.capacities:
         own, cross = frame.get(capacity, capacity), frame.get(capacity, 1.0)
+        old = frame.get(capacity, 1.0, "old")
         row = own or cross or next(r for r in frame.rows if r["query_capacity"] == capacity)
         trained = {
             1.0,
@@ -28,6 +36,7 @@ def capacity_table(frame: Frame) -> list[tuple[str, ...]]:
                 _percent(own, "recall_at_1"),
                 _percent(cross, "map"),
                 _percent(cross, "recall_at_1"),
+                *((_percent(old, "map"), _percent(old, "recall_at_1")) if frame.has_old_gallery else ()),
             )
         )
     return lines
@@ -35,7 +44,7 @@ def capacity_table(frame: Frame) -> list[tuple[str, ...]]:
 
 def markdown(frame: Frame) -> str:
     """The capacity table as GitHub Markdown."""
-    lines = [HEAD, tuple("---:" for _ in HEAD), *capacity_table(frame)]
+    lines = [head(frame), tuple("---:" for _ in head(frame)), *capacity_table(frame)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

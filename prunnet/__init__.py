@@ -13,15 +13,17 @@ if TYPE_CHECKING:
     from prunnet.results import best_under
     from prunnet.subnetworks import Subnetwork, subnetwork
     from prunnet.training import fit
+    from prunnet.widths import SwitchableNet
 
 _HOMES = {
     "RetrievalNet": "prunnet.nets",
     "Subnetwork": "prunnet.subnetworks",
+    "SwitchableNet": "prunnet.widths",
     "best_under": "prunnet.results",
     "fit": "prunnet.training",
     "subnetwork": "prunnet.subnetworks",
 }
-__all__ = ["RetrievalNet", "Subnetwork", "best_under", "fit", "subnetwork"]
+__all__ = ["RetrievalNet", "Subnetwork", "SwitchableNet", "best_under", "fit", "subnetwork"]
 
 
 def __getattr__(name: str) -> Any:

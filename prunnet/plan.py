@@ -126,9 +126,9 @@ def identity_columns(recipe: Recipe, family: Family, dataset: Dataset, trial: st
     train = trained["train"]
     capacities = train["capacities"] or sorted((c for c in family.members if c < family.top), reverse=True)
     config = {
-        "trained": trained,
+        "trained": {**trained, "data": portable(trained["data"])},
         "workers": header["workers"],
-        "data": recipe.data.model_dump(mode="json"),
+        "data": portable(recipe.data.model_dump(mode="json")),
         "sweep": sweep.model_dump(mode="json", exclude={"capacities", "gallery"}),
     }
     return {
@@ -158,6 +158,16 @@ def identity_columns(recipe: Recipe, family: Family, dataset: Dataset, trial: st
         "bn_calibration": "on" if sweep.calibrate else "off",
         "train_seconds": sum(h["train_seconds"] for h in headers),
     }
+
+
+def portable(data: dict[str, Any]) -> dict[str, Any]:
+    """A data section that names its files without saying where they lie: rows of two machines are equal."""
+    changed = dict(data)
+    if data.get("root"):
+        changed["root"] = Path(data["root"]).name
+    if data.get("holdout") == "list":
+        changed |= {key: [Path(name).name for name in data[key]] for key in ("test", "validation")}
+    return changed
 
 
 def method_name(train: dict[str, Any]) -> str:

@@ -308,6 +308,7 @@ def fit(
     *,
     preprocessing: Preprocessing | None = None,
     augmentation: Augmentation | None = None,
+    class_names: Sequence[str] = (),
     **settings: Any,
 ) -> list[dict[str, float]]:
     """Trains `net` in this process so that a subnetwork of any capacity can be cut from it afterwards.
@@ -315,7 +316,8 @@ def fit(
     Args:
         train_set: images and labels 0 … classes-1.
         capacities: trained beside the dense network, each in (0, 1).
-        settings: any key of a recipe's `train` section, such as `epochs=5`.
+        class_names: of the training classes, by label; needed by `bct`, which finds the old network's labels by them.
+        settings: any key of a recipe's `train` section, such as `epochs=5` or `method="joint"`.
 
     Returns:
         The history: one dict an epoch, with the loss of each capacity.
@@ -328,5 +330,7 @@ def fit(
     if classes > net.spec["classes"]:
         raise ConfigError(f"the data has {classes} classes, the network was made for {net.spec['classes']}")
     preprocessing = preprocessing or train_set.preprocessing
-    trainer = Trainer(net, train_set, config, preprocessing=preprocessing, augmentation=augmentation)
+    trainer = Trainer(
+        net, train_set, config, preprocessing=preprocessing, augmentation=augmentation, class_names=class_names
+    )
     return trainer.run()

@@ -140,7 +140,7 @@ def draw(run: Run, console: Console) -> None:
     frame = Frame.load(run.results, manifest["unit_keys"])
     failures = [f"capacity {capacity:g} failed: {error}" for capacity, error in manifest["failures"]]
     if frame.rows:
-        table = Table(*tables.HEAD, title=f"{manifest['name']}: {len(frame.rows)} tests", box=None)
+        table = Table(*tables.head(frame), title=f"{manifest['name']}: {len(frame.rows)} tests", box=None)
         for cells in tables.capacity_table(frame):
             table.add_row(*cells)
         console.print(table)

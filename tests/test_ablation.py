@@ -209,3 +209,20 @@ def test_the_page_holds_means_deviations_and_gains(tmp_path: Path) -> None:
     page.write_text("no marks")
     with pytest.raises(ValueError, match="has no marks"):
         comparison.write(tmp_path / "table.parquet", page)
+
+
+def test_rows_do_not_say_where_files_lie(tmp_path: Path) -> None:
+    from tests.conftest import image_folder
+
+    tables = []
+    for place in ("here", "there"):
+        root = image_folder(tmp_path / place / "images", classes=6, per_class=6, side=16)
+        tree = {
+            **SMALL["base"],
+            "data": {"name": "imagefolder", "root": str(root), "image_size": 16},
+            "train": {"capacities": [0.5], "epochs": 1, "batch_size": 8},
+        }
+        run_trial(Trial("a", parse_recipe(tree)), tmp_path / place)
+        tables.append(results.deterministic(results.read(tmp_path / place / "results")))
+    assert tables[0].equals(tables[1])
+    assert str(tmp_path) not in str(tables[0].to_pylist())

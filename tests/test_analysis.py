@@ -37,6 +37,7 @@ def frame() -> Frame:
     common = {
         "method": "prunnet", "backbone": "resnet18", "dataset": "glyphs", "split": "test", "seed": 0, "queries": 10,
         "gallery_size": 10, "params_total": 100, "train_capacities": "0.5",
+        "gallery_source": "own",
     }  # fmt: skip
     return Frame(
         [
@@ -71,6 +72,18 @@ def test_figures_and_report_are_written(tmp_path: Path) -> None:
     assert "A &lt;sweep&gt;" in text
     assert text.count("data:image/png;base64,") == 2
     assert "http" not in text.replace("http-equiv", "")  # nothing is fetched
+
+
+def test_the_gallery_of_an_old_network_has_columns_of_its_own() -> None:
+    own = frame()
+    assert not own.has_old_gallery
+    old = [{**row, "gallery_source": "old", "map": 0.123} for row in own.rows if row["gallery_capacity"] == 1.0]
+    both = Frame([*own.rows, *old])
+    assert tables.capacity_table(both)[0][: len(tables.head(own))] == tables.capacity_table(own)[0]
+    assert tables.head(both)[-2:] == ("old mAP", "old R@1")
+    assert tables.capacity_table(both)[0][-2] == "12.3"
+    assert both.self_tests() == own.self_tests()
+    assert both.cross_tests() == own.cross_tests()
 
 
 def test_a_missing_pair_is_none() -> None:

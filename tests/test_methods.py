@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+import prunnet
 from prunnet.config import TrainConfig, load_recipe, parse_recipe
+from prunnet.data.transforms import Preprocessing
 from prunnet.errors import ConfigError
 from prunnet.methods import METHODS, VARIANTS
+from tests.conftest import striped_images, tiny_net
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -46,6 +49,26 @@ def test_senseless_combinations_are_refused_with_the_reason(overrides: list[str]
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+def test_a_network_of_the_other_kind_is_refused(preprocessing: Preprocessing) -> None:
+    images = striped_images(preprocessing)
+    plain, unscored = tiny_net(), tiny_net(scored=False)
+    widths = prunnet.SwitchableNet("resnet18", 4, in_chans=1, switch=[0.5])
+    for net, settings, says in (
+        (
+            plain,
+            {"method": "sfsc"},
+            "trains a SwitchableNet with switch=\\[0.5\\], not a RetrievalNet",
+        ),
+        (widths, {"method": "switchable", "capacities": (0.3,)}, "with switch=\\[0.5\\]"),
+        (widths, {}, "needs a network with scores; this SwitchableNet has none"),
+        (unscored, {"method": "joint"}, "needs a network with scores"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            prunnet.fit(net, images, batch_size=8, epochs=1, **{"capacities": (0.5,), **settings})  # type: ignore[arg-type]
+    history = prunnet.fit(widths, images, batch_size=8, epochs=1, method="switchable", capacities=(0.5,))
+    assert set(history[0]) >= {"loss_1", "loss_0.5"}
 
 
 def test_a_single_network_needs_no_other_capacities() -> None:

@@ -7,9 +7,12 @@ import shlex
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from prunnet import results
 from prunnet.config import load_recipe
+from sweeps.ablation_recipe import load_ablation
+from sweeps.cli import app
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
@@ -36,6 +39,23 @@ def test_every_job_is_a_valid_recipe(arguments: list[str]) -> None:
     paths = [REPOSITORY / value for name, value in options if name == "--recipe"]
     recipe = load_recipe(paths[0] if paths else None, [value for name, value in options if name == "--set"])
     assert recipe.sweep.capacities
+
+
+def test_every_prunnet_command_has_options_that_exist() -> None:
+    shell = "\n".join(text for kind, text in BLOCKS if kind == "bash").replace("\\\n", " ")
+    commands = [shlex.split(line.split("bin/prunnet", 1)[1]) for line in shell.splitlines() if "bin/prunnet" in line]
+    assert len(commands) >= 2
+    for command in commands:
+        names = [word for word in command if not word.startswith("-")]
+        verbs = names[:2] if names[0] == "doctor" else names[:1]
+        said = CliRunner().invoke(app, [*verbs, "--help"], env={"COLUMNS": "300"}).stdout
+        assert all(word in said for word in command if word.startswith("--")), (command, said)
+
+
+def test_the_ablation_and_its_page_are_what_the_readme_says() -> None:
+    table = load_ablation(REPOSITORY / "sweeps/recipes/methods_omniglot.yaml").file.table
+    assert f"python -m analysis.comparison {table} docs/RESULTS.md" in README
+    assert "sweeps/ablation.py --recipe sweeps/recipes/methods_omniglot.yaml" in README
 
 
 def test_named_files_exist() -> None:

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from prunnet import prunable
 from prunnet.communication import Reducer
 from prunnet.config import TrainConfig
 from prunnet.data.base import ImageSet
@@ -22,6 +23,7 @@ from prunnet.errors import ConfigError
 from prunnet.methods import METHODS
 from prunnet.nets import RetrievalNet
 from prunnet.upgrade import OldNetwork
+from prunnet.widths import SwitchableNet
 
 
 class Objective(Protocol):
@@ -94,6 +96,7 @@ def make_objective(net: RetrievalNet, config: TrainConfig, context: Context) -> 
     from prunnet.objectives.switchable import Switchable
 
     method = METHODS[config.method]
+    _check_network(net, config)
     named: str | None = config.compatible
     if method.single and method.teacher != "none":
         named = config.method
@@ -108,6 +111,21 @@ def make_objective(net: RetrievalNet, config: TrainConfig, context: Context) -> 
         "sfsc_released": SfscReleased,
     }
     return kinds[config.method](net, config, context, term)
+
+
+def _check_network(net: RetrievalNet, config: TrainConfig) -> None:
+    """ConfigError where a method is given a network of the other kind."""
+    switchable = isinstance(net, SwitchableNet)
+    if METHODS[config.method].network == "widths":
+        if not switchable or net.switch != list(config.capacities):
+            raise ConfigError(
+                f"train.method={config.method!r} trains a SwitchableNet with switch={list(config.capacities)}, "
+                f"not a {type(net).__name__}{f' with switch={net.switch}' if switchable else ''}"
+            )
+    elif not prunable.layers(net):
+        raise ConfigError(
+            f"train.method={config.method!r} needs a network with scores; this {type(net).__name__} has none"
+        )
 
 
 def make_term(name: str, net: RetrievalNet, config: TrainConfig, context: Context) -> Term:
