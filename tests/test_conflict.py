@@ -61,7 +61,7 @@ def test_parity_with_the_plain_loop(
     assert torch.allclose(found, expected, rtol=1e-10, atol=1e-10 * float(rows.abs().max().clamp(min=1e-300)))
 
 
-@settings(max_examples=60)
+@settings(max_examples=150)
 @given(rows=gradient_rows(), projection=st.sampled_from(PROJECTIONS))
 def test_mgda_is_the_shortest_convex_combination(rows: torch.Tensor, projection: str) -> None:
     """Optimality certificate: z is the shortest point of the hull of the p_i exactly if <z, p_i> >= <z, z> for all i,
