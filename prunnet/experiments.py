@@ -7,6 +7,7 @@ Networks are kept by the hash of their training, so trials that share one (a tea
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -71,19 +72,20 @@ def run_trial(
     missing = units.missing_tests(results.finished_keys(folder / "results"))
     if missing:
         split = dataset.split(recipe.sweep.split)
+        # A folder of its own: another trial at work may share a network with this one, and so a feature file.
+        kept = folder / "features" / trial.id.rpartition("/")[2]
         plan = evaluation_plan(
             recipe,
             family,
             split.leave_one_out,
-            features=folder / "features",
+            features=kept,
             results=folder / "results",
             git_commit=git_commit,
         )
         plan = replace(plan, device=device)
         features = units.needed_features(missing)
         evaluate_here(plan, network_arrays(family), evaluation_images(dataset, split, units), features, missing)
-        for unit in features:  # a trial's features serve no other trial, and there are many trials
-            (folder / "features" / f"{unit.key[:32]}.safetensors").unlink(missing_ok=True)
+        shutil.rmtree(kept, ignore_errors=True)  # there are many trials
     return len(units.tests)
 
 
