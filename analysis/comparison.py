@@ -150,7 +150,11 @@ def tuning_table(rows: Iterable[Row]) -> str:
         test: Callable[[float], float] = (lambda c: c) if name == "independent" else (lambda c: 1.0)
         means = {rate: _mean(by_rate.get(rate, []), trained, test, "map") for rate in rates}
         best = max((m for m in means.values() if m is not None), default=None)
-        marked = (f"**{m:.1f}**" if m == best else f"{m:.1f}" for m in (means[r] or 0.0 for r in rates))
+        marked = []
+        for rate in rates:
+            mean = means[rate]
+            shown = "-" if mean is None else f"{mean:.1f}"
+            marked.append(f"**{shown}**" if mean is not None and mean == best else shown)
         lines.append([name, *marked])
     return markdown(["", *(f"{rate:g}" for rate in rates)], lines)
 
