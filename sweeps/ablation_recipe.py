@@ -27,6 +27,8 @@ class Tuning(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     key: str = "train.lr"
     values: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    values_of: dict[str, tuple[float, ...]] = {}
+    """As many others for some methods, where the best of `values` lay at their edge."""
     seed: int = 0
     set: Changes = {}
     """Further changes while tuning, such as fewer epochs."""
@@ -69,9 +71,21 @@ class Ablation:
         for override in overrides:
             apply_override(self._tree, override)
         self.base = self._recipe({})
+        self._check_tuning()
         for trials in (self.tuning(), self.methods_trials(None), self.variants_trials(None), self.upgrade_trials(None)):
             for trial in trials:
                 self.rows_of(trial)
+
+    def _check_tuning(self) -> None:
+        """Every method is tuned with the same number of trials, or the comparison is not fair."""
+        tuning = self.file.tuning
+        for name, values in tuning.values_of.items() if tuning else ():
+            assert tuning is not None
+            if name not in self.file.methods or len(values) != len(tuning.values):
+                raise ConfigError(
+                    f"tuning.values_of.{name} {list(values)}: valid are names of `methods` and "
+                    f"{len(tuning.values)} values, as many as for every method"
+                )
 
     def _recipe(self, *changes: Mapping[str, Any]) -> Recipe:
         tree = copy.deepcopy(self._tree)
@@ -103,7 +117,7 @@ class Ablation:
                             {tuning.key: value, "train.seed": tuning.seed, "sweep.split": "validation"},
                         ),
                     )
-                    for value in tuning.values
+                    for value in tuning.values_of.get(name, tuning.values)
                 ]
         return trials
 
@@ -180,7 +194,7 @@ class Ablation:
             return {}
         key, seen = self.file.tuning.key, {}
         by: Literal["own", "dense"] = "own" if name == "independent" else "dense"
-        for value in self.file.tuning.values:
+        for value in self.file.tuning.values_of.get(name, self.file.tuning.values):
             prefix = f"tuning/{name}/{key}={value:g}/"
             rows = [r for r in table.to_pylist() if (r["trial_id"] or "").startswith(prefix) and self._counts(r, by)]
             if rows:

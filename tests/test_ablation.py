@@ -108,6 +108,8 @@ def test_a_trials_id_holds_what_shapes_its_rows_and_not_where_files_lie() -> Non
         ({"seeds": []}, "seeds"),
         ({"seed": [0]}, "seed: Extra inputs"),
         ({"tuning": {"vals": [1]}}, "tuning.vals"),
+        ({"tuning": {"values": [1, 2], "values_of": {"prunnet": [3]}}}, "2 values, as many as for every method"),
+        ({"tuning": {"values": [1, 2], "values_of": {"none": [3, 4]}}}, "names of `methods`"),
         ({"upgrade": {"old": {}, "new": {"a": {"train.compatible": "oddp"}}}}, "'ndpp' or 'odpp'"),
     ],
 )
