@@ -244,6 +244,7 @@ def head(tmp_path: Path) -> Iterator[Head]:
             str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={port}",
             f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1",
             "--disable-usage-stats", f"--ray-client-server-port={free_port()}",
+            f"--dashboard-agent-listen-port={free_port()}",  # its default is taken where another Ray runs
         ],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=in_venv(),
     )  # fmt: skip
@@ -281,22 +282,13 @@ def test_the_job_is_submitted_to_a_running_head_and_resumes(data: Path, head: He
     ]
     arguments = ["python" if part == sys.executable else part for part in command(data, tmp_path)]
 
-    def submitted(*more: str) -> subprocess.CompletedProcess[str]:
-        """A head takes jobs a little later than it takes connections; on a busy machine that shows."""
-        deadline = time.monotonic() + 120
-        while True:
-            done = run([*submit, "--", *arguments, *more], env=in_venv())
-            if "No available agent" not in done.stderr + done.stdout or time.monotonic() > deadline:
-                return done
-            time.sleep(2)
-
-    first = submitted("--set", "train.epochs=3")
+    first = run([*submit, "--", *arguments, "--set", "train.epochs=3"], env=in_venv())
     assert first.returncode == 0, first.stdout + first.stderr
     assert "36 tests" in first.stdout
-    second = submitted("--set", "train.epochs=3")
+    second = run([*submit, "--", *arguments, "--set", "train.epochs=3"], env=in_venv())
     assert second.returncode == 0, second.stdout + second.stderr
     assert "36 of 36 finished before" in second.stdout
     assert head.free_cpus() == "2.0 of 2.0"
-    refused = submitted("--set", "cluster.workers=16", "--fresh")
+    refused = run([*submit, "--", *arguments, "--set", "cluster.workers=16", "--fresh"], env=in_venv())
     assert refused.returncode == 1
     assert "cluster.workers=16 with 1 CPU(s) a worker asks for 16 CPU(s)" in refused.stdout + refused.stderr
