@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,54 +25,6 @@ from prunnet.upgrade import OldNetwork
 from prunnet.widths import SwitchableNet
 
 
-class Objective(Protocol):
-    """What the training loop asks of a method."""
-
-    def start_epoch(self, epoch: int) -> None:
-        """Called before the first step of an epoch; a resume inside an epoch restores `state` instead."""
-        ...
-
-    def backward(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
-        """Fills `.grad` of all trained parameters with gradients that are averaged over the workers.
-
-        images [B, C, H, W], labels [B]; `step` seeds every random choice, alike on all ranks.
-        Returns this worker's losses, by name, each a scalar.
-        """
-        ...
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """What is learned beside the network, by name; the optimiser steps it without weight decay."""
-        ...
-
-    def state(self) -> dict[str, Tensor]:
-        """Tensors that a checkpoint must hold beside network, optimiser and `parameters`."""
-        ...
-
-    def load_state(self, state: dict[str, Tensor]) -> None: ...
-
-
-class Term(Protocol):
-    """A loss against an old (or larger) network, whose embeddings the trained one must match."""
-
-    own_loss: bool
-    """Whether the cross-entropy through the network's own classifier is part of the method."""
-
-    def start_epoch(self, epoch: int) -> None: ...
-
-    def targets(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        """What the old network says of a batch, once a step; gathered over the workers where the loss couples
-        the batch."""
-        ...
-
-    def loss(self, features: Tensor, labels: Tensor, targets: tuple[Tensor, ...]) -> Tensor:
-        """features [B, d]: the neck's output, not normalised. A mean over this worker's images."""
-        ...
-
-    def state(self) -> dict[str, Tensor]: ...
-
-    def load_state(self, state: dict[str, Tensor]) -> None: ...
-
-
 @dataclass(frozen=True)
 class Context:
     """What a method may need beside the network and its settings."""
@@ -85,6 +36,68 @@ class Context:
     preprocessing: Preprocessing | None = None
     old: OldNetwork | None = None
     total_steps: int = 1
+
+
+class Term:
+    """A loss against an old (or larger) network, whose embeddings the trained one must match."""
+
+    own_loss = True
+    """Whether the cross-entropy through the network's own classifier is part of the method."""
+
+    def start_epoch(self, epoch: int) -> None:
+        """Called before the first step of an epoch; a resume inside an epoch restores `state` instead."""
+
+    def targets(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """What the old network says of a batch, once a step; gathered over the workers where the loss couples
+        the batch."""
+        return ()
+
+    def loss(self, features: Tensor, labels: Tensor, targets: tuple[Tensor, ...]) -> Tensor:
+        """features [B, d]: the neck's output, not normalised. A mean over this worker's images."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that a checkpoint must hold."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None: ...
+
+
+class Objective:
+    """What the training loop asks of a method.
+
+    Args:
+        term: a loss against an old network, added to every pass (or in place of the own loss).
+    """
+
+    def __init__(self, net: RetrievalNet, config: TrainConfig, context: Context, term: Term | None = None) -> None:
+        self.net, self.config, self.reducer, self.dtype, self.term = net, config, context.reducer, context.dtype, term
+
+    def backward(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
+        """Fills `.grad` of all trained parameters with gradients that are averaged over the workers.
+
+        images [B, C, H, W], labels [B]; `step` seeds every random choice, alike on all ranks.
+        Returns this worker's losses, by name, each a scalar.
+        """
+        raise NotImplementedError
+
+    def start_epoch(self, epoch: int) -> None:
+        """Called before the first step of an epoch; a resume inside an epoch restores `state` instead."""
+        if self.term is not None:
+            self.term.start_epoch(epoch)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is learned beside the network, by name; the optimiser steps it without weight decay."""
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that a checkpoint must hold beside network, optimiser and `parameters`."""
+        return {} if self.term is None else self.term.state()
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Sets what `state` gave."""
+        if self.term is not None:
+            self.term.load_state(state)
 
 
 def make_objective(net: RetrievalNet, config: TrainConfig, context: Context) -> Objective:

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from prunnet.config import TrainConfig
 from prunnet.nets import RetrievalNet
-from prunnet.objectives import Context
+from prunnet.objectives import Context, Term
 
 MARGIN = 0.3
 
 
-class Asymmetric:
+class Asymmetric(Term):
     """Triplets with the student's embedding as anchor, and the teacher's hardest positive (the farthest of the
     class; the image's own counts) and hardest negative (the nearest of another class) of the whole batch.
 
@@ -31,8 +31,6 @@ class Asymmetric:
         self.hardest = BatchHardMiner()
         self.triplet = TripletMarginLoss(margin=MARGIN, reducer=MeanReducer())
 
-    def start_epoch(self, epoch: int) -> None: ...
-
     def targets(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         embeddings = self.reducer.gather(self.old.embed(images, self.dtype)).flatten(0, 1)
         return embeddings, self.reducer.gather(labels).flatten()
@@ -43,8 +41,3 @@ class Asymmetric:
         anchors = F.normalize(features)
         triplets = self.hardest(anchors.detach(), labels, teacher, teacher_labels)
         return self.triplet(anchors, labels, triplets, teacher, teacher_labels)
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state(self, state: dict[str, Tensor]) -> None: ...

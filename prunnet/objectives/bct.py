@@ -8,10 +8,10 @@ from torch import Tensor
 from prunnet.config import TrainConfig
 from prunnet.errors import ConfigError
 from prunnet.nets import RetrievalNet
-from prunnet.objectives import Context
+from prunnet.objectives import Context, Term
 
 
-class Bct:
+class Bct(Term):
     """Cross-entropy through the old network's frozen classifier, beside the own loss.
 
     Images of classes that the old network was not trained on have no old label: they count as zero, and the sum
@@ -19,8 +19,6 @@ class Bct:
 
     Raises ConfigError where the old file holds no classifier, the embeddings differ in length, or no class is shared.
     """
-
-    own_loss = True
 
     def __init__(self, net: RetrievalNet, config: TrainConfig, context: Context) -> None:
         assert context.old is not None
@@ -34,8 +32,6 @@ class Bct:
         if not bool((self.old_label >= 0).any()):
             raise ConfigError(f"bct: the old network {old.path!r} was trained on none of the new classes")
 
-    def start_epoch(self, epoch: int) -> None: ...
-
     def targets(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         return (self.old_label[labels],)
 
@@ -43,8 +39,3 @@ class Bct:
         (old_labels,) = targets
         logits = F.linear(features, self.weight.to(features.dtype), self.bias.to(features.dtype))
         return F.cross_entropy(logits, old_labels, ignore_index=-1, reduction="sum") / len(labels)
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state(self, state: dict[str, Tensor]) -> None: ...

@@ -22,10 +22,10 @@ from prunnet.config import TrainConfig
 from prunnet.conflict import LayerRows, integrate_layers
 from prunnet.masks import LayerMasks, in_memory_order, laid_out_like, update_all
 from prunnet.nets import RetrievalNet
-from prunnet.objectives import Context, Term
+from prunnet.objectives import Context, Objective, Term
 
 
-class Masked:
+class Masked(Objective):
     """Gradients of the main network and of subnetworks of the same scores.
 
     Args:
@@ -33,7 +33,7 @@ class Masked:
     """
 
     def __init__(self, net: RetrievalNet, config: TrainConfig, context: Context, term: Term | None = None) -> None:
-        self.net, self.config, self.reducer, self.dtype, self.term = net, config, context.reducer, context.dtype, term
+        super().__init__(net, config, context, term)
         self.layers = prunable.layers(net)
         self.weights = {name: layer.get_parameter("weight") for name, layer in self.layers.items()}
         self.scores = {name: layer.get_parameter("score") for name, layer in self.layers.items()}
@@ -61,20 +61,6 @@ class Masked:
     def pass_weights(self, losses: Sequence[Tensor]) -> Tensor | None:
         """Weights of the passes where the method learns them."""
         return None
-
-    def start_epoch(self, epoch: int) -> None:
-        if self.term is not None:
-            self.term.start_epoch(epoch)
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        return {}
-
-    def state(self) -> dict[str, Tensor]:
-        return {} if self.term is None else self.term.state()
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        if self.term is not None:
-            self.term.load_state(state)
 
     def backward(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         self.capacities = self.draw(step)

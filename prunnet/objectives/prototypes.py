@@ -9,17 +9,16 @@ from torch import Tensor
 
 from prunnet.config import TrainConfig
 from prunnet.nets import RetrievalNet
-from prunnet.objectives import Context
+from prunnet.objectives import Context, Term
 
 
-class Prototypes:
+class Prototypes(Term):
     """Softmax over cosines between an embedding and the old class prototypes, at `train.temperature`.
 
     A prototype is the normalised mean of the normalised embeddings of a class' training images; those of the old
     network are taken once, on the *new* training images, so that new classes have prototypes too.
     """
 
-    own_loss = True
     moves = False
     """Whether the prototypes are perturbed, anew at the start of every epoch."""
 
@@ -53,9 +52,6 @@ class Prototypes:
     def _embed_new(self, images: Tensor, dtype: torch.dtype) -> Tensor:
         with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
             return self.net.embed(images.to(next(self.net.parameters()).dtype))
-
-    def targets(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        return ()
 
     def loss(self, features: Tensor, labels: Tensor, targets: tuple[Tensor, ...]) -> Tensor:
         everyone = self.perturbed if self.config.perturb == "all" else self.old_prototypes

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from prunnet.config import TrainConfig
 from prunnet.nets import RetrievalNet
-from prunnet.objectives import Context
+from prunnet.objectives import Context, Term
 
 
-class Regression:
+class Regression(Term):
     """Squared distance of the normalised embeddings, 2 - 2 cos, mean over the images. The classifier is not trained."""
 
     own_loss = False
@@ -19,15 +19,8 @@ class Regression:
         assert context.old is not None
         self.old, self.dtype = context.old, context.dtype
 
-    def start_epoch(self, epoch: int) -> None: ...
-
     def targets(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         return (self.old.embed(images, self.dtype),)
 
     def loss(self, features: Tensor, labels: Tensor, targets: tuple[Tensor, ...]) -> Tensor:
         return (F.normalize(features) - targets[0].to(features.dtype)).square().sum(dim=1).mean()
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state(self, state: dict[str, Tensor]) -> None: ...

@@ -9,17 +9,19 @@ from torch import Tensor, nn
 
 from prunnet.config import TrainConfig
 from prunnet.nets import RetrievalNet
-from prunnet.objectives import Context, Term
+from prunnet.objectives import Context, Objective, Term
 from prunnet.objectives.masked import Both, total_loss
 from prunnet.widths import SwitchableNet
 
 
-class Switchable:
+class Switchable(Objective):
     """One pass a width, the full network first; each width's BatchNorm sees its own pass alone."""
+
+    net: SwitchableNet
 
     def __init__(self, net: RetrievalNet, config: TrainConfig, context: Context, term: Term | None = None) -> None:
         assert isinstance(net, SwitchableNet)
-        self.net, self.config, self.reducer, self.dtype, self.term = net, config, context.reducer, context.dtype, term
+        super().__init__(net, config, context, term)
         self.total_steps = context.total_steps
         self.capacities = [1.0, *net.switch]
         full = [p for _, norm in net._norms() for p in norm.parameters()]
@@ -28,20 +30,6 @@ class Switchable:
         owned = {id(p) for norms in self.norms for p in norms}
         self.shared = [p for p in net.parameters() if id(p) not in owned]
         self._both = Both(net)
-
-    def start_epoch(self, epoch: int) -> None:
-        if self.term is not None:
-            self.term.start_epoch(epoch)
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        return {}
-
-    def state(self) -> dict[str, Tensor]:
-        return {} if self.term is None else self.term.state()
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        if self.term is not None:
-            self.term.load_state(state)
 
     def backward(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         targets = () if self.term is None else self.term.targets(images, labels)
