@@ -48,7 +48,8 @@ class Side:
         else:
             net, header = load_network(path)
             made = header["preprocessing"]
-            cut = subnetwork(net, capacity or 1.0, allocation=allocation_of(header), weights_sha=header["weights_sha"])
+            dense = 1.0 if capacity is None else capacity
+            cut = subnetwork(net, dense, allocation=allocation_of(header), weights_sha=header["weights_sha"])
         if made is None:
             raise CheckpointError(f"{str(path)!r} does not say what preprocessing its images had")
         return cls(str(path), cut, Preprocessing.from_json(made), header["kind"] == NETWORK)

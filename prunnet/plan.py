@@ -106,8 +106,8 @@ def plan_units(recipe: Recipe, family: Family, dataset: Dataset, trial: str | No
 
 
 def allocation_of(header: dict[str, Any]) -> str:
-    """How a network's masks were allotted to its layers while it was trained."""
-    return header["recipe"]["train"].get("allocation") or "layer"
+    """How a network's masks were allotted to its layers while it was trained; `layer` where its file does not say."""
+    return header.get("recipe", {}).get("train", {}).get("allocation") or "layer"
 
 
 def _calibration(recipe: Recipe, pixels: np.ndarray) -> Any:
@@ -145,7 +145,7 @@ def identity_columns(recipe: Recipe, family: Family, dataset: Dataset, trial: st
         "config_hash": hashing.of_json(config),
         "preprocessing_sha": dataset.preprocessing.sha(),
         "train_capacities": ",".join(f"{c:g}" for c in capacities),
-        "capacity_sampling": train["capacity_sampling"],
+        "capacity_sampling": train.get("capacity_sampling", "fixed"),  # files of before it was a choice do not say
         "capacity_unit": "weights",
         "score_init": train["score_init"],
         "allocation": train["allocation"],

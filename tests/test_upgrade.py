@@ -189,12 +189,24 @@ def test_evaluate_takes_capacities_subnetworks_and_other_preprocessing(
     assert "preprocessing of gallery differs: image_size 24 (query: 16)" in " ".join(said.split())
 
 
+def test_a_network_that_does_not_say_how_it_was_trained_is_tested_on_a_recipes_data(
+    networks: dict[str, Path], tmp_path: Path
+) -> None:
+    save_network(tmp_path / "bare.safetensors", tiny_net(seed=4), GREY)
+    (tmp_path / "r.yaml").write_text(f"data: {{name: imagefolder, root: {tmp_path / 'images'}, image_size: 16}}")
+    bare = ("--query", tmp_path / "bare.safetensors", "--gallery", networks["old"])
+    assert "cross-test" in evaluate(*bare, "--recipe", tmp_path / "r.yaml")
+    with pytest.raises(ConfigError, match="give --recipe"):
+        evaluate(*bare)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (("new", "long"), "embeddings of length 16, gallery"),
         (("absent", "new"), "is not a file"),
         (("new", "old", "--query-capacity", "1.5"), "0 < capacity <= 1"),
+        (("new", "old", "--query-capacity", "0"), "0 < capacity <= 1"),
         (("new", "old", "--split", "training"), "valid: test, validation"),
         (("new", "old", "--set", "data.nam=x"), "did you mean 'data.name'"),
         (("new", "old", "--set", "data.root=/no/such/place"), "/no/such/place"),
