@@ -6,17 +6,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import ray
 
 from cluster.pool import Outcome, Pool
 from prunnet.config import ClusterConfig
+from prunnet.data.base import RetrievalTest
 from prunnet.evaluation import Arrays, Evaluator, FeaturesUnit, Plan, TestUnit
 
 
 def evaluate(
     plan: Plan,
     weights: dict[float, Arrays],
-    images: Arrays,
+    calibration: np.ndarray,
+    test: RetrievalTest,
     features: Sequence[FeaturesUnit],
     tests: Callable[[set[str]], Sequence[TestUnit]],
     cluster: ClusterConfig,
@@ -25,6 +28,7 @@ def evaluate(
     """Runs both kinds of unit on `cluster.actors` actors.
 
     Args:
+        test: queries and gallery; pixels in memory are shared by all actors of a node, files are opened by each.
         tests: the test units, given the keys of the features that failed.
         report: called with (stage, units done, message or None) after every unit and every retry.
 
@@ -32,7 +36,7 @@ def evaluate(
         (capacity, error) of each unit that failed `cluster.attempts` times; the others are finished.
     """
     actor_class = ray.remote(num_cpus=cluster.cpus_per_actor, num_gpus=cluster.gpus_per_actor)(Evaluator)
-    stored = (ray.put(weights), ray.put(images))
+    stored = (ray.put(weights), ray.put(calibration), ray.put(test))
     pool: Pool[Any] = Pool(lambda: actor_class.remote(plan, *stored), cluster.actors, cluster.attempts)
     try:
         first = _stage("features", pool, features, lambda a, u: a.features.remote(u), report)

@@ -22,9 +22,7 @@ from prunnet.errors import CheckpointError, ConfigError
 from prunnet.gains import p_comp, p_up, update_gain
 from prunnet.plan import allocation_of
 from prunnet.retrieval.compatibility import negative_flips, right_at_one
-from prunnet.retrieval.features import StoredFeatures, embed
-from prunnet.retrieval.hits import from_features
-from prunnet.retrieval.matrix import score
+from prunnet.retrieval.features import StoredFeatures, embed_test
 from prunnet.subnetworks import Subnetwork, calibration_loader, subnetwork
 
 
@@ -60,10 +58,7 @@ class Side:
         test = dataset.split(split)
         if calibrate and self.is_network:
             self.cut.calibrate(calibration_loader(dataset.train, batch_size=batch_size))
-        queries = embed(self.cut, test.queries.pixels, self.preprocessing, batch_size)
-        gallery = queries
-        if not test.leave_one_out:
-            gallery = embed(self.cut, test.gallery.pixels, self.preprocessing, batch_size)
+        queries, gallery = embed_test(self.cut, test, batch_size)
         return Tested(StoredFeatures(queries, gallery, {}), test)
 
 
@@ -107,13 +102,13 @@ def compare(
         )
     seen = {name: side.features(config, split, calibrate) for name, side in sides.items()}
     test = seen["query"].test
-    relevant, junk = test.relevant(), test.junk()
+    truth = test.truth()
     pairs = {"query": ("query", "query"), "gallery": ("gallery", "gallery"), "cross": ("query", "gallery")}
     if independent:
         pairs["independent"] = ("independent", "independent")
     arrays = {name: (seen[q].features.queries, seen[g].features.gallery) for name, (q, g) in pairs.items()}
-    tests = {name: score(q, g, relevant, junk) for name, (q, g) in arrays.items()}
-    right = {name: right_at_one(from_features(q, g, relevant, junk)) for name, (q, g) in arrays.items()}
+    tests = {name: truth.score(q, g) for name, (q, g) in arrays.items()}
+    right = {name: right_at_one(truth.hits(q, g)) for name, (q, g) in arrays.items()}
     flips = {name: negative_flips(right["gallery"], right[name]) for name in ("cross", "query")}
     upgrade, reason = upgrade_of({name: float(metrics["map"]) for name, metrics in tests.items()})
     return Comparison(tests, flips, upgrade, reason, list(_notes(sides)))

@@ -41,7 +41,11 @@ class DataConfig(Section):
 
     name: str = "glyphs"
     root: str | None = None
-    """Folder (or .zip) of images; needed by `imagefolder`."""
+    """Folder, .zip or packed store (`prunnet pack`) of the data set; docs/DATA.md says how it is laid out."""
+    download: bool = False
+    """cifar100, omniglot: fetch what is not in `root`."""
+    boxes: bool = False
+    """inshop: cut every image to its box."""
     image_size: Annotated[int, Field(ge=8)] = 32
     """Pixels, side of the square that the network sees."""
     resize: int | None = None
@@ -63,8 +67,9 @@ class DataConfig(Section):
     test: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
     test_fraction: Fraction = 0.2
-    """Share of classes (or top folders) drawn from the seed where `test` is empty."""
-    validation_fraction: Fraction = 0.1
+    """imagefolder: share of classes (or top folders) drawn from the seed where `test` is empty."""
+    validation_fraction: Fraction | None = None
+    """Share of classes held out for validation; None: a tenth for imagefolder, none of a benchmark's classes."""
     train_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the training classes that is used, drawn from the seed; for an old network that has seen less."""
     protocol: Literal["leave_one_out", "query_gallery"] = "leave_one_out"
@@ -129,6 +134,11 @@ class TrainConfig(Section):
     epochs: Positive = 10
     batch_size: Positive = 64
     """Images a step, over all workers."""
+    sampling: Literal["shuffled", "balanced"] = "shuffled"
+    """balanced: P x K batches, `per_class` images of each of batch_size / per_class classes, all classes equally often;
+    for losses that compare images within a batch."""
+    per_class: Annotated[int, Field(ge=2)] = 4
+    """balanced only: K."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.1
     score_lr: Annotated[float, Field(gt=0)] | None = None
@@ -195,6 +205,14 @@ class SweepConfig(Section):
     """Which capacities are cut from the trained network, and how they are tested."""
 
     capacities: tuple[Capacity, ...] = (1.0, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
+    dataset: str | None = None
+    """Test on this data set instead of the one in `data`: a network trained on gldv2 on roxford5k, say."""
+    root: str | None = None
+    """Its folder, .zip or packed store."""
+    long_side: Annotated[int, Field(ge=8)] | None = None
+    """Test on whole images whose longer side has so many pixels, instead of the centre crop."""
+    scales: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0,)
+    """Average the embeddings of each image at these sizes."""
     gallery: Literal["matrix", "dense"] = "matrix"
     """matrix: every capacity against every capacity; dense: self-tests and cross-tests against 1.0."""
     split: Literal["test", "validation"] = "test"
@@ -220,6 +238,8 @@ class ClusterConfig(Section):
     """Data-parallel training processes."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    loaders: Annotated[int, Field(ge=0)] = 0
+    """Processes that decode images for each training worker, where they are files; 0: a thread of the worker."""
     actors: Positive = 2
     """Evaluation actors."""
     cpus_per_actor: Annotated[float, Field(gt=0)] = 1.0

@@ -19,14 +19,15 @@ import numpy as np
 import torch
 
 from prunnet.checkpoint import network_sha
-from prunnet.data.base import MemoryImages, RetrievalTest
+from prunnet.data.base import RetrievalTest
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError
+from prunnet.hashing import canonical_json
 from prunnet.memory import keep_freed_memory
 from prunnet.nets import RetrievalNet
-from prunnet.results import write_part
-from prunnet.retrieval.features import StoredFeatures, embed, load_features, save_features
-from prunnet.retrieval.matrix import score
+from prunnet.results import SCHEMA, write_part
+from prunnet.retrieval.features import StoredFeatures, load_features, make_features
+from prunnet.retrieval.protocol import Truth
 from prunnet.subnetworks import calibration_batches, subnetwork
 from prunnet.widths import build
 
@@ -61,7 +62,6 @@ class Plan:
     specs: dict[float, dict[str, Any]]
     """Descriptions of the networks, by member."""
     preprocessing: Preprocessing
-    leave_one_out: bool
     calibrate: bool
     allocation: str
     random_masks: int | None
@@ -80,17 +80,12 @@ class Plan:
 class Evaluator:
     """Cuts, calibrates, embeds, tests. Runs inside an actor; in a test also without one."""
 
-    def __init__(self, plan: Plan, weights: dict[float, Arrays], images: Arrays) -> None:
+    def __init__(self, plan: Plan, weights: dict[float, Arrays], calibration: np.ndarray, test: RetrievalTest) -> None:
         torch.set_num_threads(plan.threads)
         keep_freed_memory()
         self.plan = plan
         self._weights = weights
-        self.calibration = images["calibration"]
-        queries = MemoryImages(images["queries"], images["query_labels"], plan.preprocessing)
-        gallery = queries
-        if not plan.leave_one_out:
-            gallery = MemoryImages(images["gallery"], images["gallery_labels"], plan.preprocessing)
-        self.test = RetrievalTest(queries, gallery, plan.leave_one_out)
+        self.calibration, self.test = calibration, test
         self._stored = functools.lru_cache(maxsize=16)(self._load)
         self._network = functools.lru_cache(maxsize=2)(self._build)
 
@@ -116,36 +111,33 @@ class Evaluator:
         )
         if plan.calibrate:
             cut.calibrate(calibration_batches(self.calibration, plan.preprocessing, plan.batch_size))
-        queries = embed(cut, self.test.queries.pixels, plan.preprocessing, plan.batch_size)
-        gallery = queries
-        if not plan.leave_one_out:
-            gallery = embed(cut, self.test.gallery.pixels, plan.preprocessing, plan.batch_size)
         identity = {
             "key": unit.key,
             "capacity": unit.capacity,
             "weights_sha": cut.weights_sha,
             "mask_sha": cut.mask_sha,
             "calibration": cut.calibration,
-            "preprocessing": plan.preprocessing.to_json(),
+            "preprocessing": self.test.queries.preprocessing.to_json(),
             "cost": asdict(cut.cost(plan.preprocessing.image_size)),
-            "seconds": time.perf_counter() - started,
         }
-        save_features(self._path(unit.key), StoredFeatures(queries, gallery, identity))
-        return identity
+        return make_features(self._path(unit.key), cut, self.test, plan.batch_size, identity, started)
 
     def tests(self, unit: TestUnit) -> int:
         """Tests one query capacity against its galleries and writes one part; returns the rows written."""
-        relevant, junk = self._truth()
+        truth = self._truth()
         query = self._stored(unit.query)
         cost = query.identity["cost"]
         rows = []
         for gallery_key, identity in zip(unit.galleries, unit.rows, strict=True):
             started = time.perf_counter()
-            measured = score(query.queries, self._stored(gallery_key).gallery, relevant, junk)
+            measured = truth.score(query.queries, self._stored(gallery_key).gallery)
+            known = {name: None if value != value else value for name, value in measured.items()}
+            further = {name: known.pop(name) for name in [*known] if name not in SCHEMA.names}
             rows.append(
                 {
                     **identity,
-                    **{name: None if value != value else value for name, value in measured.items()},
+                    **known,
+                    "further_json": canonical_json(further) if further else None,
                     **cost,
                     "embedding_dim": query.queries.shape[1],
                     "eval_seconds": query.identity["seconds"] + time.perf_counter() - started,
@@ -161,8 +153,8 @@ class Evaluator:
         return len(rows)
 
     @functools.cache  # noqa: B019 - an evaluator lives as long as its process
-    def _truth(self) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
-        return self.test.relevant(), self.test.junk()
+    def _truth(self) -> Truth:
+        return self.test.truth()
 
     def _path(self, key: str) -> Path:
         return features_path(self.plan.features, key)
@@ -172,20 +164,21 @@ class Evaluator:
 
 
 def features_path(folder: str | Path, key: str) -> Path:
-    """Where the features of a key are kept."""
-    return Path(folder) / f"{key[:32]}.safetensors"
+    """The folder that the features of a key are kept in."""
+    return Path(folder) / key[:32]
 
 
 def evaluate_here(
     plan: Plan,
     weights: dict[float, Arrays],
-    images: Arrays,
+    calibration: np.ndarray,
+    test: RetrievalTest,
     features: Sequence[FeaturesUnit],
     tests: Sequence[TestUnit],
 ) -> None:
     """All units, one after the other, in this process."""
-    evaluator = Evaluator(plan, weights, images)
+    evaluator = Evaluator(plan, weights, calibration, test)
     for unit in features:
         evaluator.features(unit)
-    for test in tests:
-        evaluator.tests(test)
+    for unit_of_tests in tests:
+        evaluator.tests(unit_of_tests)

@@ -14,12 +14,12 @@ from functools import lru_cache
 from pathlib import Path
 
 from prunnet import data, hashing, results
-from prunnet.config import DataConfig, Recipe
+from prunnet.config import Recipe, SweepConfig
 from prunnet.data.base import Dataset
 from prunnet.evaluation import evaluate_here
 from prunnet.families import Family, Stage, stages, train_here
 from prunnet.hashing import METHOD_VERSION
-from prunnet.plan import evaluation_images, evaluation_plan, network_arrays, plan_units
+from prunnet.plan import evaluation_plan, network_arrays, plan_units
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,9 @@ class Trial:
         include = {"data", "model", "train", "sweep"}
         dumps = [r.model_dump(mode="json", include=include, exclude_defaults=True) for r in parts]
         for dump in dumps:  # where files lie does not matter
-            if root := dump["data"].get("root"):
-                dump["data"]["root"] = Path(root).name
+            for section in ("data", "sweep"):
+                if root := dump.get(section, {}).get("root"):
+                    dump[section]["root"] = Path(root).name
             if self.old is not None:
                 dump["train"].pop("old", None)
         return f"{self.name}/{hashing.of_json([METHOD_VERSION, *dumps])[:10]}"
@@ -59,10 +60,10 @@ def run_trial(
         folder: `models/`, `features/` and `results/` lie in it, for all trials of the run.
     """
     recipe, models = trial.recipe, folder / "models"
-    dataset = _dataset(recipe.data)
+    dataset = _dataset(recipe)
     if trial.old is not None:
         (stage,) = stages(trial.old)
-        old = _train(stage, stage.recipe, _dataset(trial.old.data), models, device, report)
+        old = _train(stage, stage.recipe, _dataset(trial.old), models, device, report)
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"old": str(old)})})
     files: dict[float, Path] = {}
     for stage in stages(recipe):
@@ -77,14 +78,13 @@ def run_trial(
         plan = evaluation_plan(
             recipe,
             family,
-            split.leave_one_out,
             features=kept,
             results=folder / "results",
             git_commit=git_commit,
         )
         plan = replace(plan, device=device)
         features = units.needed_features(missing)
-        evaluate_here(plan, network_arrays(family), evaluation_images(dataset, split, units), features, missing)
+        evaluate_here(plan, network_arrays(family), units.calibration, split, features, missing)
         shutil.rmtree(kept, ignore_errors=True)  # there are many trials
     return len(units.tests)
 
@@ -105,9 +105,10 @@ def _train(
 
 @lru_cache(maxsize=2)
 def _loaded(key: str) -> Dataset:
-    return data.load(DataConfig.model_validate_json(key))
+    return data.load_for(Recipe.model_validate_json(key))
 
 
-def _dataset(config: DataConfig) -> Dataset:
+def _dataset(recipe: Recipe) -> Dataset:
     """A process works through many trials on the same data."""
-    return _loaded(config.model_dump_json())
+    tested = recipe.sweep.model_dump(include={"dataset", "root", "long_side", "scales"})
+    return _loaded(Recipe(data=recipe.data, sweep=SweepConfig(**tested)).model_dump_json())

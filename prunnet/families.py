@@ -116,6 +116,7 @@ def make_trainer(recipe: Recipe, dataset: Dataset, device: torch.device | str = 
         augmentation=Augmentation.from_config(recipe.data),
         class_names=dataset.class_names,
         device=device,
+        loaders=recipe.cluster.loaders,
     )
 
 

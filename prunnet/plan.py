@@ -11,7 +11,7 @@ import numpy as np
 
 from prunnet import hashing
 from prunnet.config import Recipe
-from prunnet.data.base import Dataset, RetrievalTest
+from prunnet.data.base import Dataset
 from prunnet.data.transforms import Preprocessing
 from prunnet.evaluation import FeaturesUnit, Plan, TestUnit
 from prunnet.families import OLD, Family
@@ -36,7 +36,7 @@ class Units:
     features: dict[str, FeaturesUnit]
     tests: dict[str, Test]
     calibration: np.ndarray
-    """Training pixels for BatchNorm re-estimation."""
+    """Training pixels for BatchNorm re-estimation, as the evaluation transform crops them."""
 
     def missing_tests(self, finished: Set[str], lost: Set[str] = frozenset()) -> list[TestUnit]:
         """Test units, one for each query features, whose rows are not in the table; `lost` feature keys left out."""
@@ -68,7 +68,7 @@ def plan_units(recipe: Recipe, family: Family, dataset: Dataset, trial: str | No
         "masks": sweep.masks if sweep.masks == "scores" else [sweep.masks, sweep.seed],
         "calibration": _calibration(recipe, calibration),
         "split": [sweep.split, split.fingerprint()],
-        "preprocessing": dataset.preprocessing.sha(),
+        "preprocessing": split.queries.preprocessing.sha(),
     }
 
     def cut(capacity: float, member: float, header: dict[str, Any]) -> FeaturesUnit:
@@ -86,7 +86,7 @@ def plan_units(recipe: Recipe, family: Family, dataset: Dataset, trial: str | No
         old = cut(1.0, OLD, family.old[1])
         units.append(old)
         pairs += [(query, old, "old") for query in own.values()]
-    protocol = "leave_one_out" if split.leave_one_out else "query_gallery"
+    protocol = split.protocol_name
     common = identity_columns(recipe, family, dataset, trial)
     tests = {}
     for query, gallery, source in pairs:
@@ -102,7 +102,7 @@ def plan_units(recipe: Recipe, family: Family, dataset: Dataset, trial: str | No
             "gallery_weights_sha": of_gallery["weights_sha"],
         }
         tests[key] = Test(query.key, gallery.key, row)
-    return Units({unit.key: unit for unit in units}, tests, calibration)
+    return Units({unit.key: unit for unit in units}, tests, dataset.preprocessing.crop(calibration))
 
 
 def allocation_of(header: dict[str, Any]) -> str:
@@ -129,7 +129,7 @@ def identity_columns(recipe: Recipe, family: Family, dataset: Dataset, trial: st
         "trained": {**trained, "data": portable(trained["data"])},
         "workers": header["workers"],
         "data": portable(recipe.data.model_dump(mode="json")),
-        "sweep": sweep.model_dump(mode="json", exclude={"capacities", "gallery"}),
+        "sweep": portable(sweep.model_dump(mode="json", exclude={"capacities", "gallery"})),
     }
     return {
         "status": "complete",
@@ -138,12 +138,13 @@ def identity_columns(recipe: Recipe, family: Family, dataset: Dataset, trial: st
         "backbone": header["net"]["backbone"],
         "dataset": dataset.name,
         "split": sweep.split,
+        "protocol": dataset.split(sweep.split).protocol_name,
         "seed": train["seed"],
         "epoch": header["epoch"],
         "images_seen": header["images_seen"],
         "config_json": hashing.canonical_json(config),
         "config_hash": hashing.of_json(config),
-        "preprocessing_sha": dataset.preprocessing.sha(),
+        "preprocessing_sha": dataset.split(sweep.split).queries.preprocessing.sha(),
         "train_capacities": ",".join(f"{c:g}" for c in capacities),
         "capacity_sampling": train.get("capacity_sampling", "fixed"),  # files of before it was a choice do not say
         "capacity_unit": "weights",
@@ -161,7 +162,7 @@ def identity_columns(recipe: Recipe, family: Family, dataset: Dataset, trial: st
 
 
 def portable(data: dict[str, Any]) -> dict[str, Any]:
-    """A data section that names its files without saying where they lie: rows of two machines are equal."""
+    """A data (or sweep) section that names its files without saying where they lie: rows of two machines are equal."""
     changed = dict(data)
     if data.get("root"):
         changed["root"] = Path(data["root"]).name
@@ -177,14 +178,13 @@ def method_name(train: dict[str, Any]) -> str:
 
 
 def evaluation_plan(
-    recipe: Recipe, family: Family, leave_one_out: bool, *, features: Path, results: Path, git_commit: str | None = None
+    recipe: Recipe, family: Family, *, features: Path, results: Path, git_commit: str | None = None
 ) -> Plan:
     """What whoever evaluates needs to know, beside weights and images."""
     _, header = family.members[family.top]
     return Plan(
         specs={member: net.spec for member, (net, _) in family.everyone().items()},
         preprocessing=Preprocessing.from_config(recipe.data),
-        leave_one_out=leave_one_out,
         calibrate=recipe.sweep.calibrate,
         allocation=allocation_of(header),
         random_masks=recipe.sweep.seed if recipe.sweep.masks == "random" else None,
@@ -201,15 +201,3 @@ def evaluation_plan(
 def network_arrays(family: Family) -> dict[float, dict[str, np.ndarray]]:
     """All networks' tensors as numpy arrays, which the object store shares without copies."""
     return {m: {n: t.numpy() for n, t in net.state_dict().items()} for m, (net, _) in family.everyone().items()}
-
-
-def evaluation_images(dataset: Dataset, split: RetrievalTest, units: Units) -> dict[str, np.ndarray]:
-    """The arrays that reach every actor once through the object store."""
-    images: dict[str, np.ndarray] = {
-        "calibration": dataset.preprocessing.crop(units.calibration),
-        "queries": split.queries.pixels,
-        "query_labels": split.queries.labels,
-    }
-    if not split.leave_one_out:
-        images |= {"gallery": split.gallery.pixels, "gallery_labels": split.gallery.labels}
-    return images

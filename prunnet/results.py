@@ -28,7 +28,8 @@ SCHEMA_VERSION = 2
 _TEXT = """
     sweep_id trial_id status unit_key query_weights_sha gallery_weights_sha method backbone dataset split config_json
     config_hash preprocessing_sha train_capacities capacity_sampling capacity_unit score_init allocation granularity
-    mask_source gallery_source projection projection_block weighting bn_calibration runtime device git_commit created_at
+    mask_source gallery_source protocol further_json projection projection_block weighting bn_calibration runtime device
+    git_commit created_at
 """
 _WHOLE = """
     schema_version seed epoch images_seen embedding_dim queries queries_without_positive gallery_size params_kept
@@ -47,6 +48,8 @@ SCHEMA = pa.schema(
     + [pa.field(n, pa.int64()) for n in _WHOLE.split()]
     + [pa.field(n, pa.float64()) for n in _REAL.split()]
 )
+ADDED = frozenset({"protocol", "further_json"})
+"""Columns that version 2 did not have from the start; null in older parts."""
 MEASURED = frozenset(_MEASURED.split())
 """Measured and provenance columns: all others are deterministic, and "equal" means equal in those."""
 METRICS = (
@@ -138,6 +141,11 @@ def _read_part(path: Path) -> pa.Table:
         raise ResultsError(
             f"torn part {path.name!r} in {str(path.parent)!r}: {reason}; remove it and run again"
         ) from None
+    missing = [field for field in SCHEMA if field.name not in table.schema.names]
+    if missing and {field.name for field in missing} <= ADDED:
+        for field in missing:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+        table = table.select(SCHEMA.names).cast(SCHEMA)
     if table.schema != SCHEMA:
         raise ResultsError(
             f"part {path.name!r} in {str(path.parent)!r} has another schema than version {SCHEMA_VERSION}"

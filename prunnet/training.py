@@ -22,7 +22,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from prunnet import prunable
 from prunnet.communication import Reducer
 from prunnet.config import TrainConfig, parse_recipe
-from prunnet.data.base import ImageSet
+from prunnet.data.base import ImageSet, IntArray
+from prunnet.data.loading import balanced, loaded, share_of, shuffled
 from prunnet.data.transforms import Augmentation, Preprocessing
 from prunnet.errors import ConfigError, DataError
 from prunnet.masks import laid_out_like
@@ -49,6 +50,7 @@ class Trainer:
         class_names: of the training classes, by label; `bct` finds the old network's labels by them.
         device: of the network; images follow.
         group: torch.distributed group of the workers; None: the default one if there is any.
+        loaders: processes that decode images for this one; 0: a thread, where the images are files.
 
     Raises:
         ConfigError, DataError: see `steps_per_epoch`.
@@ -65,10 +67,11 @@ class Trainer:
         class_names: Sequence[str] = (),
         device: torch.device | str = "cpu",
         group: dist.ProcessGroup | None = None,
+        loaders: int = 0,
     ) -> None:
         keep_freed_memory()
         self.config, self.train_set = config, train_set
-        self.preprocessing, self.augmentation = preprocessing, augmentation
+        self.preprocessing, self.augmentation, self.loaders = preprocessing, augmentation, loaders
         self.device = torch.device(device)
         self.reducer = Reducer(group)
         self.dtype = compute_dtype(config.precision, self.device, net, preprocessing.image_size)
@@ -152,15 +155,18 @@ class Trainer:
 
     def _batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         """This worker's share of every batch of an epoch, from batch `start` on."""
-        size, share = self.config.batch_size, self.config.batch_size // self.reducer.world
-        order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.train_set))
-        for batch in range(start, self.steps_per_epoch):
-            first = batch * size + self.reducer.rank * share
-            indices = order[first : first + share]
-            pixels = torch.from_numpy(self.train_set.read(indices)).to(self.device)
-            images = self._view(pixels, indices, epoch)
+        batches = share_of(self._order(epoch)[start:], self.reducer.rank, self.reducer.world)
+        for indices, loaded_pixels in zip(batches, loaded(self.train_set, batches, self.loaders), strict=True):
+            images = self._view(loaded_pixels.to(self.device), indices, epoch)
             labels = torch.from_numpy(self.train_set.labels[indices]).to(self.device)
             yield images.contiguous(memory_format=self.layout), labels
+
+    def _order(self, epoch: int) -> IntArray:
+        """[steps, batch_size] image indices of an epoch, the same on all workers."""
+        config, seed = self.config, self.config.seed
+        if config.sampling == "balanced":
+            return balanced(self.train_set.labels, config.batch_size, config.per_class, seed=seed, epoch=epoch)
+        return shuffled(len(self.train_set), config.batch_size, seed=seed, epoch=epoch)
 
     def _view(self, pixels: Tensor, indices: np.ndarray, epoch: int) -> Tensor:
         if self.augmentation is None:

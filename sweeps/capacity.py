@@ -36,7 +36,7 @@ from prunnet.config import Recipe, load_recipe
 from prunnet.data.base import Dataset
 from prunnet.errors import PrunnetError
 from prunnet.families import Family, finished, fitting, make_net, stages
-from prunnet.plan import Units, evaluation_images, evaluation_plan, network_arrays, plan_units
+from prunnet.plan import Units, evaluation_plan, network_arrays, plan_units
 from prunnet.training import steps_per_epoch
 from sweeps.run import Run, absolute_paths, git_commit, open_run
 
@@ -53,7 +53,7 @@ def sweep(recipe: Recipe, *, fresh: bool = False, console: Console | None = None
     recipe = absolute_paths(recipe)
     with open_run(recipe, fresh=fresh) as run:
         console.print(f"run {run.folder}", soft_wrap=True)
-        dataset = data.load(recipe.data)
+        dataset = data.load_for(recipe)
         dataset.split(recipe.sweep.split)
         family = trained_networks(recipe, run, dataset, console)
         units = plan_units(recipe, family, dataset)
@@ -104,11 +104,8 @@ def evaluate_missing(
         return []
     features = units.needed_features(missing)
     split = dataset.split(recipe.sweep.split)
-    plan = evaluation_plan(
-        recipe, family, split.leave_one_out, features=run.features, results=run.results, git_commit=git_commit()
-    )
+    plan = evaluation_plan(recipe, family, features=run.features, results=run.results, git_commit=git_commit())
     weights = network_arrays(family)
-    images = evaluation_images(dataset, split, units)
     with session(recipe.cluster), bar(console) as progress:
         tasks = {
             "features": progress.add_task("capacities", total=len(features), note=""),
@@ -124,7 +121,7 @@ def evaluate_missing(
                 console.print(message, markup=False, highlight=False, soft_wrap=True)
 
         remaining: Callable[[set[str]], Any] = lambda lost: units.missing_tests(finished, lost)  # noqa: E731
-        return evaluate(plan, weights, images, features, remaining, recipe.cluster, report_progress)
+        return evaluate(plan, weights, units.calibration, split, features, remaining, recipe.cluster, report_progress)
 
 
 def conclude(recipe: Recipe, run: Run, units: Units, failures: list[tuple[float, str]], console: Console) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from prunnet.errors import PrunnetError
 from prunnet.results import best_under
-from sweeps import ablation, capacity, doctor, evaluate
+from sweeps import ablation, capacity, doctor, evaluate, pack
 from sweeps.run import Run
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
@@ -29,6 +29,7 @@ app.command("ablation", help="Methods, variants, upgrades over seeds. Example: p
 app.command("evaluate", help="Two networks against each other. Example: prunnet evaluate --query NEW --gallery OLD")(
     evaluate.main
 )
+app.command("pack", help="A data set in a few large files. Example: prunnet pack inshop ROOT OUT --verify")(pack.main)
 app.add_typer(doctor.app, name="doctor")
 
 

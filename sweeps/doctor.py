@@ -1,17 +1,22 @@
-"""What prunnet sees before anything is trained: `prunnet doctor backbone NAME`."""
+"""What prunnet sees before anything is trained: `prunnet doctor backbone NAME`, `prunnet doctor data DATASET ROOT`."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from cluster.progress import bar
+from prunnet import data as datasets
 from prunnet.backbones import NAMED, inspect_backbone
-from prunnet.config import parse_recipe
+from prunnet.config import apply_override, parse_recipe
+from prunnet.data.files import unreadable
 
-app = typer.Typer(no_args_is_help=True, help="What prunnet sees of a backbone.")
+app = typer.Typer(no_args_is_help=True, help="What prunnet sees of a backbone or a data set.")
 
 
 @app.callback()
@@ -47,3 +52,38 @@ def backbone(
     console.print(f"{share:.1%} of {facts.macs_total / 1e6:.1f} MMACs at {image_size} px can be pruned")
     console.print(f"switchable widths: {facts.widths or 'yes'}", markup=False)
     console.print("in the conformance suite" if name in NAMED else f"not in the conformance suite: {', '.join(NAMED)}")
+
+
+@app.command(help="What a copy of a data set holds. Example: prunnet doctor data inshop ROOT --decode")
+def data(
+    name: Annotated[str, typer.Argument(metavar="DATASET", help="A data set's name, see docs/DATA.md.")],
+    root: Annotated[Path, typer.Argument(help="Its folder, .zip or packed store.")],
+    decode: Annotated[bool, typer.Option("--decode", help="Open every image.")] = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. data.boxes=true.")] = None,
+) -> None:
+    """Exit code 1 where an image cannot be decoded; another count than expected is only a note."""
+    console = Console(soft_wrap=True, highlight=False)
+    tree: dict[str, object] = {}
+    for override in set_ or ():
+        apply_override(tree, override)
+    config = parse_recipe(tree).data.model_copy(update={"name": name, "root": str(root)})
+    listing = datasets.whole(config)
+    table = Table("part", "found", "expected", box=None)
+    for what, count in listing.counts().items():
+        expected = listing.expected.get(what)
+        table.add_row(what, f"{count:,}", "-" if expected is None else f"{expected:,}")
+    console.print(table)
+    for split, test in listing.splits.items():
+        console.print(f"{split}: protocol {test.protocol}", markup=False)
+    for note in listing.notes:
+        console.print(f"note: {note}", style="yellow", markup=False)
+    if not decode:
+        return
+    rows = listing.used_rows()
+    with bar(console) as progress:
+        task = progress.add_task("decoded", total=len(rows), note="")
+        lost = unreadable(listing.files, rows, lambda n: progress.advance(task, n))
+    for reason in lost.values():
+        console.print(reason, style="red", markup=False)
+    console.print(f"{len(rows) - len(lost):,} of {len(rows):,} images can be decoded")
+    sys.exit(1 if lost else 0)

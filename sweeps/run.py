@@ -112,6 +112,8 @@ def absolute_paths(recipe: Recipe) -> Recipe:
     model = {k: _absolute(v) for k in ("checkpoint", "weights") if (v := getattr(recipe.model, k))}
     if model:
         changes["model"] = recipe.model.model_copy(update=model)
+    if recipe.sweep.root:
+        changes["sweep"] = recipe.sweep.model_copy(update={"root": _absolute(recipe.sweep.root)})
     if recipe.train.old:
         changes["train"] = recipe.train.model_copy(update={"old": _absolute(recipe.train.old)})
     return recipe.model_copy(update=changes)

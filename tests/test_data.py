@@ -12,7 +12,7 @@ from PIL import Image
 
 from prunnet import data, hashing
 from prunnet.config import DataConfig
-from prunnet.data import glyphs, imagefolder
+from prunnet.data import files, glyphs
 from prunnet.data.base import Dataset, split_queries
 from prunnet.errors import DataError
 from tests.conftest import OMNIGLOT, image_folder, needs_omniglot
@@ -162,9 +162,9 @@ def test_sets_too_large_for_memory_are_read_as_they_are_needed(
         shutil.make_archive(str(tmp_path / "images"), "zip", root)
         root = tmp_path / "images.zip"
     held = data.load(folder_config(root))
-    monkeypatch.setattr(imagefolder, "MEMORY_BYTES", 0)
+    monkeypatch.setattr(files, "MEMORY_BYTES", 0)
     lazy = data.load(folder_config(root))
-    assert isinstance(lazy.train, imagefolder.ImageFiles)
+    assert isinstance(lazy.train, files.ImageFiles)
     assert np.array_equal(pixels(lazy), pixels(held))
     assert np.array_equal(lazy.train.labels, held.train.labels)
 

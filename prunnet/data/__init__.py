@@ -1,36 +1,130 @@
-"""Data sets by name, one file each."""
+"""Data sets by name, one file each.
+
+A data set is read as a `Listing` (its lists, nothing opened), then made into a `Dataset` (images to train on, tests).
+What is rendered here has no files and is made at once.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
-from prunnet.config import DataConfig
-from prunnet.data import colour_glyphs, glyphs, imagefolder
+from prunnet.config import DataConfig, Recipe
+from prunnet.data import (
+    cifar100,
+    colour_glyphs,
+    cub200,
+    gldv2,
+    glyphs,
+    imagefolder,
+    inshop,
+    listing,
+    market1501,
+    omniglot,
+    packed,
+    revisited,
+    sop,
+    veri776,
+)
 from prunnet.data.base import Dataset, ImageSet, MemoryImages, RetrievalTest, some_classes
+from prunnet.data.listing import Listing
 from prunnet.data.transforms import Augmentation, Preprocessing
 from prunnet.errors import DataError, unknown
 
-DATASETS: dict[str, Callable[[DataConfig], Dataset]] = {
+READERS: dict[str, Callable[[DataConfig], Listing]] = {
+    "cifar100": cifar100.read,
+    "cub200": cub200.read,
+    "gldv2": gldv2.read,
+    "imagefolder": imagefolder.read,
+    "inshop": inshop.read,
+    "market1501": market1501.read,
+    "omniglot": omniglot.read,
+    **revisited.READERS,
+    "sop": sop.read,
+    "veri776": veri776.read,
+}
+RENDERED: dict[str, Callable[[DataConfig], Dataset]] = {
     "colour_glyphs": colour_glyphs.load,
     "glyphs": glyphs.load,
-    "imagefolder": imagefolder.load,
 }
+DATASETS = (*READERS, *RENDERED)
 
 __all__ = [
     "DATASETS",
     "Augmentation",
     "Dataset",
     "ImageSet",
+    "Listing",
     "MemoryImages",
     "Preprocessing",
     "RetrievalTest",
     "load",
+    "load_for",
+    "read",
 ]
+
+
+def read(config: DataConfig) -> Listing:
+    """The lists of a data set, its classes held out as the recipe asks; see `whole`."""
+    found = whole(config)
+    if config.skip_unreadable:
+        found = listing.readable(found)
+    return imagefolder.held_out(found, config) if found.pool is not None else validated(found, config)
+
+
+def whole(config: DataConfig) -> Listing:
+    """The lists of a data set, from its folder or a packed store, with notes on what this copy lacks; opens no image.
+
+    Raises:
+        DataError: an unknown name, missing or broken lists, no image at all.
+    """
+    if config.name not in READERS:
+        raise DataError(unknown("data.name", config.name, DATASETS))
+    if config.root and packed.is_store(config.root):
+        found = packed.read(config.root)
+        if found.name != config.name:
+            raise DataError(f"data.root={config.root!r} is a packed store of {found.name!r}, not {config.name!r}")
+    else:
+        found = READERS[config.name](config)
+    if found.name in READERS and not packed.is_store(config.root or ""):
+        found = replace(found, notes=(*found.notes, *found.differences()))
+    return listing.present(found)
+
+
+def validated(found: Listing, config: DataConfig) -> Listing:
+    """With a share of the training classes held out for validation, where the recipe asks a benchmark for that."""
+    share = config.validation_fraction
+    if not share or found.train is None or "validation" in found.splits:
+        return found
+    return imagefolder.some_for_validation(found, config, share)
 
 
 def load(config: DataConfig) -> Dataset:
     """The data set that a recipe names; DataError for an unknown name or data that cannot serve."""
-    if config.name not in DATASETS:
-        raise DataError(unknown("data.name", config.name, DATASETS))
-    dataset = DATASETS[config.name](config)
+    if config.name in RENDERED:
+        dataset = RENDERED[config.name](config)
+    else:
+        dataset = listing.dataset(read(config), config)
+        for note in dataset.notes:
+            warnings.warn(note, stacklevel=2)
     return dataset if config.train_fraction == 1.0 else some_classes(dataset, config.train_fraction, config.seed)
+
+
+def load_for(recipe: Recipe) -> Dataset:
+    """A recipe's training set with the tests that its `sweep` section asks for: those of another data set
+    (`sweep.dataset`), of whole images (`sweep.long_side`), at several scales."""
+    dataset, sweep = load(recipe.data), recipe.sweep
+    if sweep.dataset is None and sweep.long_side is None and sweep.scales == (1.0,):
+        return dataset
+    elsewhere = {} if sweep.dataset is None else {"name": sweep.dataset, "root": sweep.root}
+    config = recipe.data.model_copy(update=elsewhere)
+    seen = replace(dataset.preprocessing, long_side=sweep.long_side, scales=sweep.scales)
+    if config.name in RENDERED:
+        if sweep.long_side or sweep.scales != (1.0,):
+            raise DataError(f"sweep.long_side and sweep.scales need images that are files, not {config.name}")
+        other = RENDERED[config.name](config)
+        return replace(dataset, name=other.name, test=other.test, validation=other.validation)
+    found = read(config)
+    tests = listing.tests(found, seen)
+    return replace(dataset, name=found.name, test=tests["test"], validation=tests.get("validation"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from prunnet import hashing
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import DataError
+from prunnet.retrieval.protocol import Truth
 
 IntArray = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
@@ -31,7 +32,12 @@ class ImageSet(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, indices: npt.NDArray[np.integer]) -> Pixels:
-        """Pixels [len(indices), C, S, S] in 0 … 255; training sets before the crop, tests after it."""
+        """Pixels [len(indices), C, S, S] in 0 … 255; training sets before the crop, tests after it. Under a
+        preprocessing without crop, [1, C, H, W] of a single index."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Hash of images and labels, preprocessing aside where the images are files."""
         ...
 
 
@@ -48,6 +54,9 @@ class MemoryImages:
 
     def read(self, indices: npt.NDArray[np.integer]) -> Pixels:
         return self.pixels[indices]
+
+    def fingerprint(self) -> str:
+        return hashing.of_arrays({"pixels": self.pixels, "labels": self.labels})
 
 
 @dataclass(frozen=True)
@@ -68,46 +77,85 @@ class SomeImages:
     def read(self, indices: npt.NDArray[np.integer]) -> Pixels:
         return self.images.read(self.indices[indices])
 
+    def fingerprint(self) -> str:
+        own = hashing.of_arrays({"indices": self.indices, "labels": self.labels})
+        return hashing.of_json([self.images.fingerprint(), own])
+
 
 @dataclass(frozen=True)
 class RetrievalTest:
-    """Queries and a gallery with their classes.
+    """Queries, a gallery, and what is right for each query.
 
-    `leave_one_out`: queries and gallery are the same images, and a query's own image is junk for it.
+    `leave_one_out`: queries and gallery are the same object, and a query's own image is junk for it.
+    Without `lists`, gallery images of a query's label are relevant, and with `cameras` those of its label *and* camera
+    are junk.
     """
 
-    queries: MemoryImages
-    gallery: MemoryImages
+    queries: ImageSet
+    gallery: ImageSet
     leave_one_out: bool
+    cameras: tuple[IntArray, IntArray] | None = None
+    """Of queries [Q] and gallery [G]."""
+    lists: Mapping[str, Sequence[IntArray]] | None = None
+    """`relevant` or `easy` and `hard`, and `junk`: gallery indices, one array a query."""
+    recalls: tuple[int, ...] = (1, 5, 10)
+    """Cut-offs of Recall@k that the benchmark reports."""
+    protocol: str = ""
+
+    @property
+    def protocol_name(self) -> str:
+        return self.protocol or ("leave_one_out" if self.leave_one_out else "query_gallery")
 
     def relevant(self) -> list[IntArray]:
-        """Gallery indices of each query's class (without the query itself), one array a query."""
-        order = np.argsort(self.gallery.labels, kind="stable")
-        sorted_labels = self.gallery.labels[order]
-        first = np.searchsorted(sorted_labels, self.queries.labels, side="left")
-        last = np.searchsorted(sorted_labels, self.queries.labels, side="right")
-        found = [order[a:b] for a, b in zip(first, last, strict=True)]
+        """Gallery indices of what each query should find, one array a query; the easy ones of Revisited tests."""
+        if self.lists is not None:
+            return list(self.lists["easy" if "hard" in self.lists else "relevant"])
+        found = self._same_label()
         return [f[f != q] for q, f in enumerate(found)] if self.leave_one_out else found
 
     def junk(self) -> list[IntArray] | None:
         """Gallery indices to be removed from each query's ranking."""
+        if self.lists is not None:
+            return list(self.lists["junk"]) if "junk" in self.lists else None
+        if self.cameras is not None:
+            of_query, of_gallery = self.cameras
+            same = self._same_label()
+            return [f[of_gallery[f] == camera] for f, camera in zip(same, of_query, strict=True)]
         return [np.array([q]) for q in range(len(self.queries))] if self.leave_one_out else None
 
+    def truth(self) -> Truth:
+        """What the metrics need."""
+        hard = list(self.lists["hard"]) if self.lists is not None and "hard" in self.lists else None
+        return Truth(self.relevant(), self.junk(), hard, self.recalls)
+
+    def _same_label(self) -> list[IntArray]:
+        order = np.argsort(self.gallery.labels, kind="stable")
+        sorted_labels = self.gallery.labels[order]
+        first = np.searchsorted(sorted_labels, self.queries.labels, side="left")
+        last = np.searchsorted(sorted_labels, self.queries.labels, side="right")
+        return [order[a:b] for a, b in zip(first, last, strict=True)]
+
     def fingerprint(self) -> str:
-        """Hash of all that the test's outcome depends on."""
-        arrays: dict[str, npt.NDArray[Any]] = {
-            "queries": self.queries.pixels,
-            "query_labels": self.queries.labels,
-            "gallery": self.gallery.pixels,
-            "gallery_labels": self.gallery.labels,
-            "leave_one_out": np.array(self.leave_one_out),
-        }
-        return hashing.of_arrays(arrays)
+        """Hash of all that the test's outcome depends on, beside the preprocessing."""
+        parts: dict[str, Any] = {"queries": self.queries.fingerprint(), "protocol": self.protocol_name}
+        if not self.leave_one_out:
+            parts["gallery"] = self.gallery.fingerprint()
+        if self.cameras is not None:
+            parts["cameras"] = hashing.of_arrays(dict(zip(("queries", "gallery"), self.cameras, strict=True)))
+        if self.lists is not None:
+            parts["lists"] = {name: _of_groups(groups) for name, groups in self.lists.items()}
+        return hashing.of_json(parts)
+
+
+def _of_groups(groups: Sequence[IntArray]) -> str:
+    flat = np.concatenate([np.zeros(0, np.int64), *groups])
+    return hashing.of_arrays({"flat": flat, "lengths": np.array([len(g) for g in groups])})
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set cut into training, validation and test *classes*; no class is in two of them."""
+    """A data set cut into training, validation and test parts. Its classes are not in two of them, unless the benchmark
+    itself is closed (CIFAR-100)."""
 
     name: str
     train: ImageSet
@@ -116,6 +164,8 @@ class Dataset:
     validation: RetrievalTest | None
     test: RetrievalTest
     preprocessing: Preprocessing
+    notes: tuple[str, ...] = ()
+    """What a user should know of this copy: counts that differ, rows without files."""
 
     def split(self, name: str) -> RetrievalTest:
         """`test` or `validation`; DataError where the recipe left no class for it."""
@@ -135,7 +185,7 @@ def check_classes(labels: IntArray, what: str) -> None:
 def some_classes(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     """The data set with a share of its training classes (at least two), drawn from the seed; tests stay."""
     total = len(dataset.class_names)
-    count = max(2, round(fraction * total))
+    count = max(2, int(fraction * total + 1e-9))  # 30% of 81,313 are the paper's 24,393
     chosen = np.sort(np.random.default_rng([seed, 4]).permutation(total)[:count])
     indices = np.flatnonzero(np.isin(dataset.train.labels, chosen))
     labels = np.searchsorted(chosen, dataset.train.labels[indices]).astype(np.int64)

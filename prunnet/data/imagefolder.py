@@ -5,179 +5,89 @@ Whole classes are held out: by class folder, by top folder (Omniglot's alphabets
 
 from __future__ import annotations
 
-import io
 import os
-import warnings
-import zipfile
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 
 from prunnet.config import DataConfig
-from prunnet.data.base import (
-    Dataset,
-    IntArray,
-    MemoryImages,
-    Pixels,
-    RetrievalTest,
-    check_classes,
-    label_ids,
-    split_queries,
-)
-from prunnet.data.transforms import Preprocessing
+from prunnet.data.base import check_classes, label_ids, split_queries
+from prunnet.data.files import Files
+from prunnet.data.listing import Listing, Part, Split
+from prunnet.data.roots import SUFFIXES, image_names, open_root
 from prunnet.errors import DataError, unknown
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
-MEMORY_BYTES = 2 * 2**30
-"""Training sets that need no more are decoded once and kept; larger ones are decoded as they are read."""
+NEEDS = "imagefolder needs a folder (or .zip) with one folder of images a class"
 
 
-@dataclass
-class ImageFiles:
-    """An image set whose images are decoded when they are read."""
-
-    root: str
-    names: list[str]
-    """Posix paths below the root."""
-    labels: IntArray
-    preprocessing: Preprocessing
-    crop: bool
-    _archive: tuple[int, zipfile.ZipFile] | None = field(default=None, repr=False)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def read(self, indices: npt.NDArray[np.integer]) -> Pixels:
-        return np.stack([self.pixels(int(i)) for i in indices])
-
-    def pixels(self, index: int) -> Pixels:
-        """One image [C, S, S]; DataError with its name where it cannot be decoded."""
-        name = self.names[index]
-        try:
-            with Image.open(io.BytesIO(self._bytes(name))) as image:
-                return self.preprocessing.pixels(image, crop=self.crop)
-        except (
-            OSError,
-            UnidentifiedImageError,
-            SyntaxError,
-            ValueError,
-            Image.DecompressionBombError,
-        ) as error:
-            raise DataError(
-                f"image {name!r} in {self.root!r} cannot be read ({type(error).__name__}); "
-                "mend or remove it, or set data.skip_unreadable=true"
-            ) from None
-
-    def _bytes(self, name: str) -> bytes:
-        if not self.root.endswith(".zip"):
-            return (Path(self.root) / name).read_bytes()
-        if self._archive is None or self._archive[0] != os.getpid():  # a file position is not shared by a fork
-            self._archive = (os.getpid(), zipfile.ZipFile(self.root))
-        return self._archive[1].read(name)
-
-    def in_memory(self, *, skip_unreadable: bool = False) -> MemoryImages:
-        """All images decoded; unreadable ones are left out, counted and named, where asked."""
-        decoded: list[Pixels] = []
-        readable = np.ones(len(self), dtype=bool)
-        for index in range(len(self)):
-            try:
-                decoded.append(self.pixels(index))
-            except DataError:
-                if not skip_unreadable:
-                    raise
-                readable[index] = False
-        if not readable.all():
-            lost = [self.names[i] for i in np.flatnonzero(~readable)]
-            shown = ", ".join(lost[:5]) + (" …" if len(lost) > 5 else "")
-            warnings.warn(f"{len(lost)} unreadable image(s) left out: {shown}", stacklevel=2)
-        if not decoded:
-            raise DataError(f"no readable image in {self.root!r}")
-        return MemoryImages(np.stack(decoded), self.labels[readable], self.preprocessing)
-
-
-def load(config: DataConfig) -> Dataset:
-    """The data set of a recipe's `data` section.
+def read(config: DataConfig) -> Listing:
+    """All images in class folders, not yet held out.
 
     Raises:
-        DataError: no folder, no images, fewer than two classes in a part, a hold-out name that is not there,
-            or (unless `skip_unreadable`) an image that cannot be decoded.
+        DataError: no folder, no images, no class folder.
     """
-    if not config.root:
-        raise DataError("data.root is not set; imagefolder needs a folder (or .zip) with one folder of images a class")
-    root = str(Path(config.root).expanduser())
-    names = _image_names(root)
-    folders = [str(PurePosixPath(name).parent) for name in names]
-    part_of = _hold_out(sorted(set(folders)), config)
-    preprocessing = Preprocessing.from_config(config)
-
-    def files(part: str) -> tuple[ImageFiles, tuple[str, ...]] | None:
-        keep = [i for i, folder in enumerate(folders) if part_of[folder] == part]
-        if not keep:
-            return None
-        labels, classes = label_ids([folders[i] for i in keep])
-        check_classes(labels, f"{part} part of {root!r}")
-        crop = part != "train"
-        return ImageFiles(root, [names[i] for i in keep], labels, preprocessing, crop), classes
-
-    train, test, validation = files("train"), files("test"), files("validation")
-    if train is None or test is None:
-        raise DataError(f"{root!r}: the hold-out leaves no {'training' if train is None else 'test'} classes")
-    bytes_needed = len(train[0]) * preprocessing.channels * preprocessing.resize**2
-    keep_files = bytes_needed > MEMORY_BYTES and not config.skip_unreadable
-    train_set = train[0] if keep_files else train[0].in_memory(skip_unreadable=config.skip_unreadable)
-    return Dataset(
-        "imagefolder",
-        train_set,
-        train[1],
-        None if validation is None else _retrieval(validation[0], config),
-        _retrieval(test[0], config),
-        preprocessing,
-    )
-
-
-def _retrieval(files: ImageFiles, config: DataConfig) -> RetrievalTest:
-    images = files.in_memory(skip_unreadable=config.skip_unreadable)
-    if config.protocol == "leave_one_out":
-        return RetrievalTest(images, images, leave_one_out=True)
-    parts = split_queries(images.labels, config.queries_per_class, config.seed)
-    if not all(map(len, parts)):
+    root = open_root(config.root, NEEDS)
+    images = image_names(root)
+    names = [name for name in images if "/" in name]
+    if not names:
         raise DataError(
-            f"data.queries_per_class={config.queries_per_class} leaves no gallery: classes have at most "
-            f"{np.bincount(images.labels).max()} images"
-        )
-    query, gallery = (MemoryImages(images.pixels[p], images.labels[p], images.preprocessing) for p in parts)
-    return RetrievalTest(query, gallery, leave_one_out=False)
-
-
-def _image_names(root: str) -> list[str]:
-    """Sorted posix paths of all images below a folder or in a zip; a single common top folder is kept."""
-    path = Path(root)
-    if path.suffix == ".zip" and path.is_file():
-        try:
-            with zipfile.ZipFile(path) as archive:
-                found = [name for name in archive.namelist() if not name.endswith("/")]
-        except zipfile.BadZipFile:
-            raise DataError(f"data.root={root!r} is not a zip file that can be read") from None
-    elif path.is_dir():
-        found = [
-            (Path(folder) / name).relative_to(path).as_posix()
-            for folder, _, names in os.walk(path, followlinks=True)
-            for name in names
-        ]
-    else:
-        raise DataError(f"data.root={root!r} is neither a folder nor a .zip file")
-    images = sorted(name for name in found if PurePosixPath(name).suffix.lower() in SUFFIXES)
-    classed = [name for name in images if len(PurePosixPath(name).parts) > 1]
-    if not classed:
-        raise DataError(
-            f"data.root={root!r} holds {len(images)} images and none in a class folder; "
+            f"data.root={config.root!r} holds {len(images)} images and none in a class folder; "
             f"wanted: ROOT/CLASS/image with one of {' '.join(sorted(SUFFIXES))}"
         )
-    return classed
+    labels, classes = label_ids([str(PurePosixPath(name).parent) for name in names])
+    pool = Part(np.arange(len(names)), labels)
+    return Listing("imagefolder", Files.of(root, names), classes, None, {}, pool)
+
+
+def held_out(listing: Listing, config: DataConfig) -> Listing:
+    """A collection with whole classes held out for validation and test.
+
+    Raises:
+        DataError: fewer than two classes in a part, a hold-out name that is not there.
+    """
+    pool = listing.pool
+    assert pool is not None
+    occurring = np.unique(pool.labels)
+    part_of = _hold_out([listing.classes[int(label)] for label in occurring], config)
+    by_label = {int(label): part_of[listing.classes[int(label)]] for label in occurring}
+    chosen = np.array([by_label[label] for label in pool.labels.tolist()])
+    names: tuple[str, ...] = ("train", "test", "validation")
+    parts = {name: pool.some(chosen == name) for name in names if (chosen == name).any()}
+    for name, part in parts.items():
+        check_classes(part.labels, f"{name} part of {listing.files.where!r}")
+    for name in ("train", "test"):
+        if name not in parts:
+            left = "training" if name == "train" else name
+            raise DataError(f"{listing.files.where!r}: the hold-out leaves no {left} classes")
+    splits = {name: retrieval(parts[name], config) for name in names[1:] if name in parts}
+    return replace(listing, train=parts["train"], splits=splits, pool=None)
+
+
+def some_for_validation(listing: Listing, config: DataConfig, share: float) -> Listing:
+    """A benchmark with a share of its training classes, drawn from the seed, as a validation split of its own kind."""
+    assert listing.train is not None
+    occurring = np.unique(listing.train.labels)
+    count = max(2, round(share * len(occurring)))
+    if len(occurring) - count < 2:
+        raise DataError(f"data.validation_fraction={share} leaves fewer than two of {len(occurring)} training classes")
+    chosen = np.isin(listing.train.labels, np.random.default_rng(config.seed).permutation(occurring)[:count])
+    split = retrieval(listing.train.some(chosen), config)
+    return replace(listing, train=listing.train.some(~chosen), splits={**listing.splits, "validation": split})
+
+
+def retrieval(part: Part, config: DataConfig) -> Split:
+    """A test among some images, as `data.protocol` says."""
+    if config.protocol == "leave_one_out":
+        return Split(part, None, "leave_one_out")
+    queries, gallery = split_queries(part.labels, config.queries_per_class, config.seed)
+    if not len(queries) or not len(gallery):
+        raise DataError(
+            f"data.queries_per_class={config.queries_per_class} leaves no gallery: classes have at most "
+            f"{np.unique(part.labels, return_counts=True)[1].max()} images"
+        )
+    return Split(part.some(queries), part.some(gallery), "query_gallery")
 
 
 def _hold_out(classes: list[str], config: DataConfig) -> dict[str, str]:
@@ -194,8 +104,9 @@ def _hold_out(classes: list[str], config: DataConfig) -> dict[str, str]:
     if not test and config.test_fraction:
         count = max(_least(config), round(config.test_fraction * len(names)))
         test, rest = set(rest[:count]), rest[count:]
-    if not validation and config.validation_fraction:
-        count = round(config.validation_fraction * len(names))
+    share = 0.1 if config.validation_fraction is None else config.validation_fraction
+    if not validation and share:
+        count = round(share * len(names))
         validation = set(rest[:count]) if count >= _least(config) else set()
     return {c: "test" if g in test else "validation" if g in validation else "train" for c, g in groups.items()}
 

@@ -22,7 +22,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The evaluation transform: shorter side to `resize`, centre crop of `image_size`, scale to mean and std.
+    """The evaluation transform: shorter side to `resize`, centre crop of `image_size`, scale to mean and std; or, with
+    `long_side`, the whole image, its longer side brought to so many pixels.
 
     It belongs to the embeddings: features made under another one do not compare.
     """
@@ -33,6 +34,9 @@ class Preprocessing:
     invert: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    long_side: int | None = None
+    scales: tuple[float, ...] = (1.0,)
+    """Embeddings are averaged over the image at these sizes."""
 
     @classmethod
     def from_config(cls, data: DataConfig) -> Preprocessing:
@@ -47,27 +51,40 @@ class Preprocessing:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        values = {**asdict(self), "mean": list(self.mean), "std": list(self.std), "scales": list(self.scales)}
+        plain = {"long_side": None, "scales": [1.0]}  # left out, as files of before they were choices have it
+        return {key: value for key, value in values.items() if key not in plain or value != plain[key]}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Preprocessing:
         """What `to_json` gave."""
-        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        read: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**read)
 
     def sha(self) -> str:
         return hashing.of_json(self.to_json())
 
     def pixels(self, image: Image.Image, *, crop: bool = True) -> npt.NDArray[np.uint8]:
-        """A decoded image -> [C, S, S]; S is image_size, or `resize` without the crop (training)."""
+        """A decoded image -> [C, S, S]; S is image_size, or `resize` without the crop (training). With `long_side`
+        [C, H, W]."""
         image = image.convert("L" if self.channels == 1 else "RGB")
+        image = self._whole(image) if self.long_side else self._square(image, self.image_size if crop else self.resize)
+        array = np.asarray(image)
+        array = 255 - array if self.invert else array
+        return array[None] if self.channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+    def _square(self, image: Image.Image, side: int) -> Image.Image:
         scale = self.resize / min(image.size)
         size = (max(self.resize, round(image.width * scale)), max(self.resize, round(image.height * scale)))
         resized = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=None)
-        side = self.image_size if crop else self.resize
         left, top = (size[0] - side) // 2, (size[1] - side) // 2
-        array = np.asarray(resized.crop((left, top, left + side, top + side)))
-        array = 255 - array if self.invert else array
-        return array[None] if self.channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
+        return resized.crop((left, top, left + side, top + side))
+
+    def _whole(self, image: Image.Image) -> Image.Image:
+        assert self.long_side is not None
+        scale = self.long_side / max(image.size)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        return image.resize(size, Image.Resampling.BILINEAR, reducing_gap=None)
 
     def crop(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Training pixels [n, C, R, R] -> [n, C, S, S] as the evaluation transform sees them."""
@@ -75,7 +92,9 @@ class Preprocessing:
         return pixels[..., margin : margin + self.image_size, margin : margin + self.image_size]
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 [n, C, R, R] -> float32 [n, C, S, S], centre crop."""
+        """uint8 [n, C, R, R] -> float32 [n, C, S, S], centre crop; with `long_side` [n, C, H, W], whole."""
+        if self.long_side:
+            return self._scaled(pixels.float())
         margin = (pixels.shape[-1] - self.image_size) // 2
         inner = pixels[..., margin : margin + self.image_size, margin : margin + self.image_size]
         return self._scaled(inner.float())

@@ -1,28 +1,37 @@
-"""Embeddings of an image set, and the file they are kept in, stamped with what made them."""
+"""Embeddings of image sets, and the folder they are kept in: memory-mapped arrays, stamped with what made them."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from prunnet.checkpoint import load_tensors, save_tensors
+from prunnet.data.base import ImageSet, RetrievalTest
+from prunnet.data.loading import prefetched
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError
 from prunnet.retrieval.search import Features
 from prunnet.subnetworks import Subnetwork
 
 FORMAT = "prunnet-features"
+IDENTITY = "identity.json"
 
 
 @dataclass(frozen=True)
 class StoredFeatures:
-    """Query and gallery embeddings of one subnetwork on one split; the same array where the test is
-    leave-one-out."""
+    """Query and gallery embeddings of one subnetwork on one split; the same array where the test is leave-one-out."""
 
     queries: Features
     """[Q, d], L2-normalised."""
@@ -32,30 +41,107 @@ class StoredFeatures:
     """What determines them (weights, capacity, mask, calibration, split, preprocessing), and `cost`."""
 
 
-def embed(
-    subnetwork: Subnetwork, pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing, batch_size: int = 256
-) -> Features:
-    """uint8 images [n, C, S, S] -> embeddings [n, d]."""
+def embed(subnetwork: Subnetwork, images: ImageSet, batch_size: int = 256, *, to: Path | None = None) -> Features:
+    """Embeddings [n, d] of a test's images; written to a .npy file as they come, where `to` names one.
+
+    Images of different sizes (a preprocessing with `long_side`) pass one by one, at each of its `scales`.
+    """
+    preprocessing, dim = images.preprocessing, subnetwork.net.spec["embedding_dim"]
+    shape = (len(images), dim)
+    out = np.empty(shape, np.float32) if to is None else np.lib.format.open_memmap(to, "w+", np.float32, shape)
     device = next(subnetwork.net.parameters()).device
-    parts = []
-    for start in range(0, len(pixels), batch_size):
-        batch = torch.from_numpy(pixels[start : start + batch_size].copy()).to(device)
-        parts.append(subnetwork.embed(preprocessing.normalise(batch)).cpu().numpy())
-    return np.concatenate(parts)
+    step = 1 if preprocessing.long_side else batch_size
+    parts = [np.arange(start, min(start + step, len(images))) for start in range(0, len(images), step)]
+    for indices, pixels in zip(parts, prefetched(images, parts), strict=True):
+        batch = preprocessing.normalise(torch.from_numpy(np.array(pixels)).to(device))
+        out[indices] = _embedded(subnetwork, batch, preprocessing).cpu().numpy()
+    return out
 
 
-def save_features(path: str | Path, features: StoredFeatures) -> None:
-    """Atomic, synced."""
-    tensors = {"queries": torch.from_numpy(features.queries)}
-    if features.gallery is not features.queries:
-        tensors["gallery"] = torch.from_numpy(features.gallery)
-    save_tensors(path, tensors, FORMAT, features.identity)
+def _embedded(subnetwork: Subnetwork, batch: Tensor, preprocessing: Preprocessing) -> Tensor:
+    if preprocessing.scales == (1.0,):
+        return subnetwork.embed(batch)
+    total = torch.zeros((), device=batch.device)
+    for scale in preprocessing.scales:
+        resized = batch
+        if scale != 1.0:
+            resized = F.interpolate(batch, scale_factor=scale, mode="bilinear", align_corners=False)
+        total = total + subnetwork.embed(resized)
+    return F.normalize(total, dim=1)
+
+
+def embed_test(subnetwork: Subnetwork, test: RetrievalTest, batch_size: int = 256) -> tuple[Features, Features]:
+    """Query and gallery embeddings; one array where the test is leave-one-out."""
+    queries = embed(subnetwork, test.queries, batch_size)
+    return queries, queries if test.leave_one_out else embed(subnetwork, test.gallery, batch_size)
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[Path]:
+    """A temporary folder to write arrays and the identity into, put in place whole when the block ends."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if path.exists():  # torn, or made by another process in the meantime
+            shutil.rmtree(path, ignore_errors=True)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if not path.exists():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def make_features(
+    path: Path,
+    subnetwork: Subnetwork,
+    test: RetrievalTest,
+    batch_size: int,
+    identity: dict[str, Any],
+    started: float,
+) -> dict[str, Any]:
+    """Embeds a test straight to disk; no array of a large gallery is held in memory. Returns the identity as kept, with
+    the `seconds` since `started` (time.perf_counter)."""
+    with storing(path) as folder:
+        made = {"queries": embed(subnetwork, test.queries, batch_size, to=folder / "queries.npy")}
+        if not test.leave_one_out:
+            made["gallery"] = embed(subnetwork, test.gallery, batch_size, to=folder / "gallery.npy")
+        for array in made.values():
+            assert isinstance(array, np.memmap)
+            array.flush()
+        hashes = {name: _sha(folder / f"{name}.npy") for name in made}
+        seconds = time.perf_counter() - started
+        kept = {"format": FORMAT, **identity, "hashes": hashes, "seconds": seconds}
+        with (folder / IDENTITY).open("w", encoding="utf-8") as file:
+            json.dump(kept, file)
+            file.flush()
+            os.fsync(file.fileno())
+    return kept
 
 
 def load_features(path: str | Path, key: str | None = None) -> StoredFeatures:
-    """The stored features; CheckpointError where the file is torn or was made for another key."""
-    tensors, header = load_tensors(path, FORMAT)
-    if key is not None and header.get("key") != key:
-        raise CheckpointError(f"features {str(path)!r} were made for another key; remove the file")
-    queries = tensors["queries"].numpy()
-    return StoredFeatures(queries, tensors["gallery"].numpy() if "gallery" in tensors else queries, header)
+    """The stored features, memory-mapped; CheckpointError where a file is torn or they were made for another key."""
+    path = Path(path)
+    try:
+        identity = json.loads((path / IDENTITY).read_text(encoding="utf-8"))
+        hashes = identity["hashes"]
+        if identity.get("format") != FORMAT or any(_sha(path / f"{name}.npy") != sha for name, sha in hashes.items()):
+            raise CheckpointError(f"features {str(path)!r} are damaged; remove the folder")
+        arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in hashes}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"features {str(path)!r} are not there or torn ({type(error).__name__}); remove the folder"
+        ) from None
+    if key is not None and identity.get("key") != key:
+        raise CheckpointError(f"features {str(path)!r} were made for another key; remove the folder")
+    return StoredFeatures(arrays["queries"], arrays.get("gallery", arrays["queries"]), identity)
+
+
+def _sha(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -45,14 +45,14 @@ def recall_of(hits: Hits, k: int) -> float:
     """`recall_at_k` from hits."""
     _check_k(k)
     found = hits.sum_by_query((hits.position < k).astype(np.float64)) > 0
-    return _mean(np.where(hits.positives > 0, found, np.nan))
+    return mean_of(np.where(hits.positives > 0, found, np.nan))
 
 
 def map_at_k_of(hits: Hits, k: int) -> float:
     """`map_at_k` from hits."""
     _check_k(k)
     precision = np.where(hits.position < k, (hits.nth + 1) / (hits.position + 1), 0.0)
-    return _mean(_divided(hits.sum_by_query(precision), np.minimum(hits.positives, k)))
+    return mean_of(_divided(hits.sum_by_query(precision), np.minimum(hits.positives, k)))
 
 
 def average_precision_of(hits: Hits, interpolation: str = "trapezoid") -> npt.NDArray[np.float64]:
@@ -69,7 +69,7 @@ def average_precision_of(hits: Hits, interpolation: str = "trapezoid") -> npt.ND
 
 def mean_average_precision_of(hits: Hits, interpolation: str = "step") -> float:
     """Mean of `average_precision_of` over the queries that have a positive."""
-    return _mean(average_precision_of(hits, interpolation))
+    return mean_of(average_precision_of(hits, interpolation))
 
 
 def revisited(ranks: Ints, gnd: Sequence[dict[str, Ints]]) -> dict[str, float]:
@@ -79,7 +79,7 @@ def revisited(ranks: Ints, gnd: Sequence[dict[str, Ints]]) -> dict[str, float]:
         ranks: [gallery, queries], the public layout: each *column* is a query's ranking.
         gnd: one dict a query with index arrays `easy`, `hard`, `junk`.
     """
-    return {name: _mean(average_precision_of(hits)) for name, hits in _revisited_hits(ranks, gnd).items()}
+    return {name: mean_of(average_precision_of(hits)) for name, hits in _revisited_hits(ranks, gnd).items()}
 
 
 def revisited_details(
@@ -93,7 +93,7 @@ def revisited_details(
     details: dict[str, dict[str, object]] = {}
     for protocol, hits in by_protocol.items():
         ap = average_precision_of(hits)
-        details[protocol] = {"ap": ap, "map": _mean(ap), "mp": _mean_precision(hits, kappas)}
+        details[protocol] = {"ap": ap, "map": mean_of(ap), "mp": mean_precision_of(hits, kappas)}
     return details
 
 
@@ -172,7 +172,8 @@ def _assembled(found: list[tuple[Ints, int]]) -> Hits:
     return Hits(query, position.astype(np.int64), np.array([count for _, count in found], dtype=np.int64))
 
 
-def _mean_precision(hits: Hits, kappas: Sequence[int]) -> list[float]:
+def mean_precision_of(hits: Hits, kappas: Sequence[int]) -> list[float]:
+    """Mean precision at each k of `kappas`; see `revisited_details`."""
     last = np.zeros(len(hits.positives))
     np.maximum.at(last, hits.query, hits.position + 1)
     means = []
@@ -180,7 +181,7 @@ def _mean_precision(hits: Hits, kappas: Sequence[int]) -> list[float]:
         _check_k(k)
         inside = hits.sum_by_query((hits.position < k).astype(np.float64))
         reach = np.where(last > 0, np.minimum(last, k), k)
-        means.append(_mean(np.where(hits.positives > 0, inside / reach, np.nan)))
+        means.append(mean_of(np.where(hits.positives > 0, inside / reach, np.nan)))
     return means
 
 
@@ -188,7 +189,8 @@ def _divided(sums: npt.NDArray[np.float64], counts: npt.NDArray[np.integer]) -> 
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
-def _mean(values: npt.NDArray[np.floating]) -> float:
+def mean_of(values: npt.NDArray[np.floating]) -> float:
+    """Mean over the queries that count (not NaN); NaN where none does."""
     counted = values[~np.isnan(values)]
     return float(counted.mean()) if len(counted) else float("nan")
 

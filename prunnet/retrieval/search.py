@@ -9,6 +9,8 @@ import numpy.typing as npt
 from prunnet.errors import ConfigError, DataError
 
 Features = npt.NDArray[np.float32]
+_ROWS = 2**16
+"""Rows that are looked at at once: a large gallery may be a file."""
 
 
 def search(queries: Features, gallery: Features, depth: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
@@ -58,5 +60,5 @@ def check_features(queries: Features, gallery: Features) -> None:
     if not len(queries) or not len(gallery):
         raise DataError(f"{len(queries)} queries and {len(gallery)} gallery images; at least one of each is needed")
     for name, array in (("query", queries), ("gallery", gallery)):
-        if not np.isfinite(array).all():
+        if not all(np.isfinite(array[start : start + _ROWS]).all() for start in range(0, len(array), _ROWS)):
             raise DataError(f"{name} features hold values that are not finite")

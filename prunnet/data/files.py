@@ -1,0 +1,149 @@
+"""Images that are decoded when they are read: from a folder, a .zip or a packed store, all in the same way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from prunnet import hashing
+from prunnet.data.base import ImageSet, IntArray, MemoryImages, Pixels
+from prunnet.data.decode import decoded
+from prunnet.data.roots import Root
+from prunnet.data.transforms import Preprocessing
+from prunnet.errors import DataError
+
+MEMORY_BYTES = 2**30
+"""Sets that need no more as pixels are decoded once and kept; larger ones are decoded as they are read."""
+Boxes = npt.NDArray[np.float32]
+
+
+class Encoded(Protocol):
+    """A data set's images as they are stored, by row."""
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def name(self, row: int) -> str: ...
+
+    def read(self, row: int) -> bytes | memoryview:
+        """The file's bytes; OSError or KeyError where there are none."""
+        ...
+
+    def stamp(self, rows: IntArray) -> str:
+        """Hash that changes when one of these images does."""
+        ...
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files of a folder or .zip. The names are one Arrow buffer: a forked process shares it, and no list of two
+    million strings is kept."""
+
+    root: Root
+    names: pa.LargeStringArray
+
+    @classmethod
+    def of(cls, root: Root, names: Sequence[str]) -> Files:
+        return cls(root, pa.array(names, type=pa.large_string()))
+
+    @property
+    def where(self) -> str:
+        return self.root.path
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, row: int) -> str:
+        return self.names[row].as_py()
+
+    def read(self, row: int) -> bytes:
+        return self.root.read(self.name(row))
+
+    def stamp(self, rows: IntArray) -> str:
+        """Of names and sizes: nothing is read."""
+        names = self.names.take(pa.array(rows)).to_pylist()
+        return hashing.of_json([hashing.of_json(names), hashing.of_arrays({"sizes": self.root.sizes(names)})])
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """An image set over some rows of a data set's files."""
+
+    files: Encoded
+    rows: IntArray
+    labels: IntArray
+    preprocessing: Preprocessing
+    crop: bool
+    boxes: Boxes | None = None
+    """[n, 4] left, top, right, bottom of what counts of each image; a row of NaN: all of it."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, indices: npt.NDArray[np.integer]) -> Pixels:
+        return np.stack([self.pixels(int(i)) for i in indices])
+
+    def pixels(self, index: int) -> Pixels:
+        """One image [C, S, S]; DataError with its name where it cannot be decoded."""
+        row = int(self.rows[index])
+        name = self.files.name(row)
+        box = None if self.boxes is None or np.isnan(self.boxes[index]).any() else self.boxes[index].tolist()
+        try:
+            image = decoded(self.files.read(row), name, box)
+        except (DataError, OSError, KeyError) as error:
+            reason = str(error) if isinstance(error, DataError) else f"image {name!r}: {type(error).__name__}"
+            raise DataError(
+                f"{reason}, in {self.files.where!r}; mend or remove it, or set data.skip_unreadable=true"
+            ) from None
+        return self.preprocessing.pixels(image, crop=self.crop)
+
+    def fingerprint(self) -> str:
+        parts: dict[str, npt.NDArray[Any]] = {"labels": self.labels}
+        if self.boxes is not None:
+            parts["boxes"] = self.boxes
+        return hashing.of_json([self.files.stamp(self.rows), hashing.of_arrays(parts)])
+
+    @property
+    def bytes_as_pixels(self) -> int:
+        side = self.preprocessing.image_size if self.crop else self.preprocessing.resize
+        return len(self) * self.preprocessing.channels * side**2
+
+    def held(self) -> ImageSet:
+        """In memory where it is small, otherwise as it is."""
+        if self.bytes_as_pixels > MEMORY_BYTES or self.preprocessing.long_side:
+            return self
+        with ThreadPoolExecutor(os.cpu_count()) as threads:  # Pillow lets go of the interpreter while it decodes
+            images = list(threads.map(self.pixels, range(len(self))))
+        return MemoryImages(np.stack(images), self.labels, self.preprocessing)
+
+
+def unreadable(files: Encoded, rows: IntArray, advance: Callable[[int], None] = lambda n: None) -> dict[int, str]:
+    """Row -> reason of every image that cannot be decoded; each is opened once, in parallel."""
+
+    def reason(row: int) -> str | None:
+        try:
+            decoded(files.read(row), files.name(row))
+        except DataError as error:
+            return str(error)
+        except (OSError, KeyError) as error:
+            return f"image {files.name(row)!r}: {type(error).__name__}"
+        return None
+
+    found = {}
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for row, why in zip(rows.tolist(), threads.map(reason, rows.tolist()), strict=True):
+            advance(1)
+            if why is not None:
+                found[row] = why
+    return found

@@ -1,0 +1,116 @@
+"""Batches of a training set: in which order, which share of them a worker takes, and who decodes them.
+
+An order is a pure function of (seed, epoch), so a run that is stopped goes on in the middle of an epoch with the
+batches that it would have had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from prunnet.data.base import ImageSet, IntArray, MemoryImages, Pixels
+from prunnet.errors import ConfigError, DataError
+
+_AHEAD = 2
+
+
+def shuffled(images: int, batch_size: int, *, seed: int, epoch: int) -> IntArray:
+    """[steps, batch_size] image indices of one epoch: every image at most once, the last incomplete batch left out."""
+    steps = images // batch_size
+    order = np.random.default_rng([seed, epoch]).permutation(images)
+    return order[: steps * batch_size].reshape(steps, batch_size)
+
+
+def balanced(labels: IntArray, batch_size: int, per_class: int, *, seed: int, epoch: int) -> IntArray:
+    """[steps, batch_size] image indices of one epoch of P x K batches: P distinct classes, K images of each, together.
+
+    Every class comes up equally often, whatever its size; a class' images come up in turn, again and again where it has
+    few. As many steps as `shuffled` makes.
+
+    Raises:
+        ConfigError: a batch that is no multiple of K. DataError: fewer than P classes.
+    """
+    if batch_size % per_class:
+        raise ConfigError(f"train.batch_size={batch_size} is no multiple of train.per_class={per_class}")
+    classes, wanted = len(np.unique(labels)), batch_size // per_class
+    if classes < wanted:
+        raise DataError(f"{classes} classes are fewer than train.batch_size / train.per_class = {wanted}")
+    rng, steps = np.random.default_rng([seed, epoch, 2]), len(labels) // batch_size
+    passes = -(-steps // (classes // wanted))
+    # A round of all classes, cut to whole batches, holds none twice; who is cut off changes from round to round.
+    rounds = [rng.permutation(classes)[: classes // wanted * wanted] for _ in range(passes)]
+    chosen = np.concatenate(rounds)[: steps * wanted] if rounds else np.zeros(0, np.int64)
+    return _drawn(labels, chosen, per_class, rng).reshape(steps, batch_size)
+
+
+def _drawn(labels: IntArray, chosen: IntArray, per_class: int, rng: np.random.Generator) -> IntArray:
+    """`per_class` images for each entry of `chosen`, flat; each class deals from its own shuffled deck."""
+    by_class = rng.permutation(len(labels))
+    by_class = by_class[np.argsort(labels[by_class], kind="stable")]
+    ends = np.searchsorted(labels[by_class], np.arange(labels.max() + 1), side="right")
+    starts = np.concatenate([[0], ends[:-1]])
+    visits = np.argsort(np.argsort(chosen, kind="stable"), kind="stable")  # place among all visits, class by class
+    first_visit = np.searchsorted(np.sort(chosen), chosen, side="left")
+    nth = (visits - first_visit)[:, None] * per_class + np.arange(per_class)
+    sizes = (ends - starts)[chosen][:, None]
+    return by_class[starts[chosen][:, None] + nth % sizes].ravel()
+
+
+def share_of(batches: IntArray, rank: int, world: int) -> IntArray:
+    """This worker's columns of every batch: no image goes to two workers, and together they take all."""
+    share = batches.shape[1] // world
+    return batches[:, rank * share : (rank + 1) * share]
+
+
+class _Batches(TorchDataset):
+    """An image set as torch's loader wants it: an item is a whole batch."""
+
+    def __init__(self, images: ImageSet, parts: Sequence[IntArray]) -> None:
+        self.images, self.parts = images, parts
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, step: int) -> torch.Tensor:
+        return torch.from_numpy(self.images.read(self.parts[step]))
+
+
+def loaded(images: ImageSet, batches: IntArray, processes: int = 0) -> Iterator[torch.Tensor]:
+    """Pixels [b, C, R, R], uint8, of each row of `batches`, in order.
+
+    Args:
+        processes: that decode ahead; they are forked, so they share the set's lists. 0: no process; images that are
+            files are then decoded a batch ahead by a thread.
+    """
+    if processes and not isinstance(images, MemoryImages):
+        yield from DataLoader(
+            _Batches(images, list(batches)),
+            batch_size=None,
+            num_workers=processes,
+            prefetch_factor=_AHEAD,
+            multiprocessing_context="fork",
+        )
+        return
+    for pixels in prefetched(images, list(batches)):
+        yield torch.from_numpy(pixels)
+
+
+def prefetched(images: ImageSet, parts: Sequence[npt.NDArray[np.integer]]) -> Iterator[Pixels]:
+    """Pixels of each part, the next one decoded by a thread meanwhile."""
+    if isinstance(images, MemoryImages):
+        yield from (images.read(part) for part in parts)
+        return
+    with ThreadPoolExecutor(1) as thread:
+        waiting = [thread.submit(images.read, part) for part in parts[:_AHEAD]]
+        for number in range(len(parts)):
+            pixels = waiting.pop(0).result()
+            if number + _AHEAD < len(parts):
+                waiting.append(thread.submit(images.read, parts[number + _AHEAD]))
+            yield pixels

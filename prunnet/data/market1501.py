@@ -1,0 +1,38 @@
+"""`market1501`: people seen by six cameras.
+
+    ROOT/bounding_box_train/0002_c1s1_000451_03.jpg   ROOT/query/   ROOT/bounding_box_test/
+
+Identity -1 is junk (left out of the gallery, which is the same as removing it from every ranking), 0 a distractor.
+"""
+
+from __future__ import annotations
+
+import re
+
+from prunnet.config import DataConfig
+from prunnet.data import reid
+from prunnet.data.listing import Listing
+from prunnet.data.roots import image_names, open_root
+from prunnet.errors import DataError
+
+HOME = "zheng-lab.cecs.anu.edu.au/Project/project_reid.html"
+FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+EXPECTED = {"train": 12_936, "train classes": 751, "query": 3_368, "query classes": 750, "gallery": 15_913}
+WITH_JUNK = 19_732
+NAME = re.compile(r"(-?\d+)_c(\d)")
+
+
+def read(config: DataConfig) -> Listing:
+    """The images of a copy; DataError where a folder is missing or a name says nothing."""
+    root = open_root(config.root, f"market1501 needs the folder with {', '.join(FOLDERS.values())}, from {HOME}")
+    images = image_names(root)
+    named = {part: [name for name in images if name.startswith(f"{folder}/")] for part, folder in FOLDERS.items()}
+    for part, folder in FOLDERS.items():
+        if not named[part]:
+            raise DataError(f"{folder!r} is not in {root.path!r} or holds no image; it can be had from {HOME}")
+    found = len(named["gallery"])
+    notes: tuple[str, ...] = ()
+    if found != WITH_JUNK:
+        notes = (f"market1501: {found:,} gallery images with the -1 images found, {WITH_JUNK:,} expected",)
+    named["gallery"] = [name for name in named["gallery"] if not name.rpartition("/")[2].startswith("-1")]
+    return reid.listing("market1501", root, named, NAME, "0002_c1s1_000451_03.jpg", EXPECTED, notes)

@@ -1,0 +1,387 @@
+"""A packed store: a data set's encoded images and lists in a few large files that are memory-mapped.
+
+    shard-00000.arrow …     images as they were, with name, checksum and size; ROWS a shard
+    part-NAME.arrow         rows, labels, cameras and boxes of a part       lists-SPLIT.arrow, classes.arrow
+    manifest.json           what belongs together, with a hash of each file; written last: without it there is no store
+
+Opening one costs the same for a thousand images as for a million. Every image is checked against its checksum when it
+is read; `verify` looks at every byte.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from prunnet import hashing
+from prunnet.data.base import IntArray
+from prunnet.data.decode import size_of
+from prunnet.data.listing import Groups, Listing, Part, Split
+from prunnet.errors import DataError
+
+VERSION = 1
+MANIFEST = "manifest.json"
+ROWS, BATCH = 4096, 64
+_SHARD = pa.schema(
+    [
+        ("name", pa.large_string()),
+        ("crc32", pa.uint32()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("image", pa.large_binary()),
+    ]
+)
+
+
+def is_store(root: str | Path) -> bool:
+    """Whether a folder is a store, finished or begun."""
+    return any((Path(root).expanduser() / name).is_file() for name in (MANIFEST, _Begun.FILE))
+
+
+# --- reading -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Store:
+    """The images of a store, by row. Pickled by its path: every process maps the files for itself, and all share the
+    pages."""
+
+    path: str
+    shards: tuple[Mapping[str, Any], ...] = field(repr=False)
+    """File, rows and sha256 of each."""
+
+    @property
+    def where(self) -> str:
+        return self.path
+
+    def __len__(self) -> int:
+        return sum(shard["rows"] for shard in self.shards)
+
+    def name(self, row: int) -> str:
+        batch, place = self._at(row)
+        return batch["name"][place].as_py()
+
+    def read(self, row: int) -> memoryview:
+        """The image's bytes, not copied; DataError where they are not those that were packed."""
+        batch, place = self._at(row)
+        data = memoryview(batch["image"][place].as_buffer())
+        if zlib.crc32(data) != batch["crc32"][place].as_py():
+            raise DataError(f"image {_printable(batch, place)} in {self._shard_of(row)!r} of {self.path!r} is damaged")
+        return data
+
+    def stamp(self, rows: IntArray) -> str:
+        return hashing.of_json([[shard["sha256"] for shard in self.shards], hashing.of_arrays({"rows": rows})])
+
+    def _shard_of(self, row: int) -> str:
+        return str(self.shards[row // ROWS]["file"])
+
+    def _at(self, row: int) -> tuple[pa.RecordBatch, int]:
+        file, within = str(Path(self.path) / self._shard_of(row)), row % ROWS
+        try:
+            return _batch(os.getpid(), file, within // BATCH), within % BATCH
+        except (pa.ArrowException, OSError, IndexError) as error:
+            raise DataError(f"{file!r} cannot be read ({type(error).__name__}); pack the data set again") from None
+
+
+@lru_cache(maxsize=64)
+def _mapped(pid: int, file: str) -> pa.ipc.RecordBatchFileReader:
+    return pa.ipc.open_file(pa.memory_map(file))
+
+
+@lru_cache(maxsize=256)
+def _batch(pid: int, file: str, number: int) -> pa.RecordBatch:
+    return _mapped(pid, file).get_batch(number)
+
+
+def _printable(batch: pa.RecordBatch, place: int) -> str:
+    try:
+        return repr(batch["name"][place].as_py())
+    except (UnicodeDecodeError, pa.ArrowException):
+        return f"number {place} of a batch"
+
+
+def read(root: str | Path) -> Listing:
+    """The listing of a finished store; DataError for one that was never finished, is damaged or of another version."""
+    path = Path(root).expanduser()
+    manifest = _manifest(path)
+    splits = {}
+    for name, split in manifest["splits"].items():
+        queries, gallery = _part(path, split["queries"]), None
+        if split["gallery"] is not None:
+            gallery = _part(path, split["gallery"])
+        lists = _lists(path / split["lists"]) if split["lists"] else None
+        splits[name] = Split(queries, gallery, split["protocol"], lists, tuple(split["recalls"]))
+    parts = {name: manifest[name] and _part(path, manifest[name]) for name in ("train", "pool")}
+    classes = _table(path / "classes.arrow")["name"].to_pylist()
+    store = Store(str(path), tuple(manifest["shards"]))
+    expected, notes = manifest["expected"], tuple(manifest["notes"])
+    return Listing(manifest["name"], store, classes, parts["train"], splits, parts["pool"], expected, notes)
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    file = path / MANIFEST
+    if not file.exists():
+        raise DataError(f"packed store {str(path)!r} was never finished; run the same `prunnet pack` again")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        own = manifest.pop("sha256")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise DataError(f"{str(file)!r} is damaged ({type(error).__name__}); pack the data set again") from None
+    if own != hashing.of_json(manifest):
+        raise DataError(f"{str(file)!r} is damaged: its checksum differs; pack the data set again")
+    if manifest["version"] != VERSION:
+        raise DataError(f"{str(path)!r} is a store of version {manifest['version']}; valid: {VERSION}")
+    return manifest
+
+
+def _table(file: Path) -> pa.Table:
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{str(file)!r} cannot be read ({type(error).__name__}); pack the data set again") from None
+
+
+def _part(path: Path, name: str) -> Part:
+    table = _table(path / name)
+    arrays: dict[str, Any] = {
+        column: table[column].chunk(0).to_numpy() if len(table) else np.zeros(0, np.int64)
+        for column in table.column_names
+    }
+    boxes = None
+    if "box0" in arrays:
+        boxes = np.stack([arrays[f"box{corner}"] for corner in range(4)], axis=1)
+    return Part(arrays["row"], arrays["label"], arrays.get("camera"), boxes)
+
+
+def _lists(file: Path) -> Groups:
+    table = _table(file)
+    groups = {}
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        flat, offsets = column.values.to_numpy(), column.offsets.to_numpy()
+        groups[name] = [flat[a:b] for a, b in pairwise(offsets.tolist())]
+    return groups
+
+
+# --- writing -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What an unfinished store is being made of, so that only the same packing goes on with it."""
+
+    FILE = "packing.json"
+    path: Path
+    identity: str
+
+    def check(self) -> None:
+        """DataError where the folder holds something else; otherwise marks it as begun."""
+        file = self.path / self.FILE
+        if file.exists():
+            if file.read_text(encoding="utf-8") != self.identity:
+                raise DataError(f"{str(self.path)!r} holds the beginning of another store; remove it or pack elsewhere")
+            return
+        if foreign := [entry.name for entry in self.path.iterdir() if entry.name != _LOCK]:
+            raise DataError(f"{str(self.path)!r} is no packed store and not empty ({foreign[0]!r}); pack elsewhere")
+        _write(file, lambda out: out.write(self.identity.encode()))
+
+
+_LOCK = ".lock"
+
+
+def pack(listing: Listing, out: str | Path, report: Callable[[int, int], None] = lambda done, total: None) -> Path:
+    """Writes a data set's images and lists as a store; goes on where a killed packing stopped; a finished store is left
+    as it is.
+
+    Args:
+        listing: of files that are there, before classes are held out.
+        report: called with (shards done, shards in all).
+
+    Raises:
+        DataError: a folder that holds something else, another packing at work in it, a file that vanished, a full disk
+            (what is finished is kept).
+    """
+    path = Path(out).expanduser()
+    rows = listing.used_rows()
+    with _held(path):
+        if (path / MANIFEST).exists():
+            found = read(path)
+            if found.name != listing.name or len(found.files) != len(rows):
+                held = f"{len(found.files):,} images of {found.name!r}"
+                raise DataError(
+                    f"{str(path)!r} is a store of {held}, not of {len(rows):,} of {listing.name!r}; pack elsewhere"
+                )
+            return path
+        try:
+            _Begun(path, json.dumps({"name": listing.name, "images": listing.files.stamp(rows)})).check()
+            shards = []
+            starts = range(0, len(rows), ROWS)
+            for number, start in enumerate(starts):
+                shards.append(_shard(path / f"shard-{number:05d}.arrow", listing, rows[start : start + ROWS]))
+                report(number + 1, len(starts))
+            _finish(path, listing, rows, shards)
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            raise DataError(
+                f"{str(path)!r} cannot be written ({why}); what is finished is kept, the same command goes on"
+            ) from None
+    return path
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """One packing at a time."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / _LOCK).open("w")
+    except OSError as error:
+        raise DataError(f"{str(path)!r} cannot be written ({error.strerror})") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"another packing is at work in {str(path)!r}") from None
+        yield
+
+
+def _shard(file: Path, listing: Listing, rows: IntArray) -> dict[str, Any]:
+    if not file.exists():
+
+        def write(sink: Any) -> None:
+            with pa.ipc.new_file(sink, _SHARD) as writer:
+                for start in range(0, len(rows), BATCH):
+                    writer.write_batch(_packed_batch(listing, rows[start : start + BATCH]))
+
+        _write(file, write)
+    return {"file": file.name, "rows": len(rows), "sha256": _sha(file)}
+
+
+def _packed_batch(listing: Listing, rows: IntArray) -> pa.RecordBatch:
+    names, data = [], []
+    for row in rows.tolist():
+        names.append(listing.files.name(row))
+        try:
+            data.append(bytes(listing.files.read(row)))
+        except (OSError, KeyError) as error:
+            raise DataError(
+                f"image {names[-1]!r} in {listing.files.where!r} cannot be read ({type(error).__name__})"
+            ) from None
+    sizes = [size_of(image) for image in data]
+    columns = [names, [zlib.crc32(image) for image in data], [w for w, _ in sizes], [h for _, h in sizes], data]
+    arrays = [pa.array(column, type=kind.type) for column, kind in zip(columns, _SHARD, strict=True)]
+    return pa.record_batch(arrays, schema=_SHARD)
+
+
+def _finish(path: Path, listing: Listing, rows: IntArray, shards: list[dict[str, Any]]) -> None:
+    """Lists, classes, and at last the manifest."""
+    hashes: dict[str, str] = {}
+
+    def keep(name: str, columns: Mapping[str, Any]) -> str:
+        table = pa.table(dict(columns))
+
+        def write(sink: Any) -> None:
+            with pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table, max_chunksize=max(1, len(table)))
+
+        _write(path / name, write)
+        hashes[name] = _sha(path / name)
+        return name
+
+    def part(name: str, kept: Part | None) -> str | None:
+        if kept is None:
+            return None
+        columns: dict[str, Any] = {"row": np.searchsorted(rows, kept.rows), "label": kept.labels.astype(np.int64)}
+        if kept.cameras is not None:
+            columns["camera"] = kept.cameras.astype(np.int64)
+        if kept.boxes is not None:
+            columns |= {f"box{corner}": kept.boxes[:, corner] for corner in range(4)}
+        return keep(f"part-{name}.arrow", columns)
+
+    splits = {}
+    for name, split in listing.splits.items():
+        groups = {} if split.lists is None else split.lists
+        columns = {g: pa.array(list(lists), type=pa.large_list(pa.int64())) for g, lists in groups.items()}
+        splits[name] = {
+            "queries": part(f"{name}-queries", split.queries),
+            "gallery": part(f"{name}-gallery", split.gallery),
+            "lists": keep(f"lists-{name}.arrow", columns) if columns else None,
+            "protocol": split.protocol,
+            "recalls": list(split.recalls),
+        }
+    keep("classes.arrow", {"name": pa.array(list(listing.classes), type=pa.large_string())})
+    manifest = {
+        "format": "prunnet-packed",
+        "version": VERSION,
+        "name": listing.name,
+        "images": len(rows),
+        "train": part("train", listing.train),
+        "pool": part("pool", listing.pool),
+        "splits": splits,
+        "expected": dict(listing.expected),
+        "notes": list(listing.notes),
+        "shards": shards,
+        "files": hashes,
+    }
+    manifest = json.loads(json.dumps(manifest))
+    text = json.dumps({**manifest, "sha256": hashing.of_json(manifest)}, indent=1)
+    _write(path / MANIFEST, lambda out: out.write(text.encode()))
+    (path / _Begun.FILE).unlink(missing_ok=True)
+
+
+def _write(file: Path, write: Callable[[Any], Any]) -> None:
+    """Whole or not at all."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    try:
+        with temporary.open("wb") as out:
+            write(out)
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def verify(root: str | Path, report: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
+    """What is wrong with a finished store, a line for each damaged file that names the first damaged image; every byte
+    is read. DataError where there is no finished store."""
+    path = Path(root).expanduser()
+    manifest = _manifest(path)
+    wrong = []
+    for name, sha in manifest["files"].items():
+        if not (path / name).exists() or _sha(path / name) != sha:
+            wrong.append(f"{name}: missing or damaged")
+    store = Store(str(path), tuple(manifest["shards"]))
+    for number, shard in enumerate(store.shards):
+        if not (path / shard["file"]).exists():
+            wrong.append(f"{shard['file']}: missing")
+        elif _sha(path / shard["file"]) != shard["sha256"]:
+            wrong.append(f"{shard['file']}: {_first_damaged(store, number * ROWS, shard['rows'])}")
+        report(number + 1, len(store.shards))
+    return wrong
+
+
+def _first_damaged(store: Store, first: int, rows: int) -> str:
+    for row in range(first, first + rows):
+        try:
+            store.read(row)
+        except DataError as error:
+            return str(error)
+    return "damaged between its images"
+
+
+def _sha(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

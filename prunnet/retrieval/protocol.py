@@ -1,0 +1,79 @@
+"""What is right for each query of a test, and the metrics that its benchmark reports (METHODS section 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunnet.retrieval.hits import Hits, Ints, from_features
+from prunnet.retrieval.metrics import (
+    average_precision_of,
+    map_at_k_of,
+    mean_average_precision_of,
+    mean_of,
+    mean_precision_of,
+    recall_of,
+)
+from prunnet.retrieval.search import Features
+
+Scores = dict[str, float | int]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Gallery indices, one array a query.
+
+    `junk` is removed from a query's ranking. With `hard` the test is Revisited Oxford's or Paris': `relevant` are the
+    easy positives, and the Easy, Medium and Hard protocols are scored from one set of features.
+    """
+
+    relevant: Sequence[Ints]
+    junk: Sequence[Ints] | None = None
+    hard: Sequence[Ints] | None = None
+    recalls: tuple[int, ...] = (1, 5, 10)
+    """Cut-offs k of Recall@k (CMC@k)."""
+
+    def hits(self, queries: Features, gallery: Features) -> Hits:
+        """Of query features [Q, d] in gallery features [G, d]; those of the Medium protocol where there are three."""
+        return self._hits(queries, gallery)["medium"]
+
+    def _hits(self, queries: Features, gallery: Features) -> dict[str, Hits]:
+        if self.hard is None:
+            return {"medium": from_features(queries, gallery, self.relevant, self.junk)}
+        junk = self.junk or [np.zeros(0, dtype=np.int64)] * len(self.relevant)
+        easy, hard = self.relevant, self.hard
+        parts = {"easy": (easy, both(junk, hard)), "medium": (both(easy, hard), junk), "hard": (hard, both(junk, easy))}
+        return {name: from_features(queries, gallery, *groups) for name, groups in parts.items()}
+
+    def score(self, queries: Features, gallery: Features) -> Scores:
+        """The metrics of one test, by the names of the results table's columns; other cut-offs beside them.
+
+        Under Revisited protocols `map` is Medium's, by trapezoids as all of theirs, and so are the recalls.
+        """
+        by_protocol = self._hits(queries, gallery)
+        scores = measured(by_protocol["medium"], len(gallery), self.recalls)
+        if self.hard is not None:
+            for name, hits in by_protocol.items():
+                scores[f"map_{name}"] = mean_of(average_precision_of(hits))
+                scores |= {f"mp_at_{k}_{name}": mean_precision_of(hits, [k])[0] for k in (1, 5, 10)}
+            scores["map"] = scores["map_medium"]
+        return scores
+
+
+def both(first: Sequence[Ints], second: Sequence[Ints]) -> list[Ints]:
+    """Two groups of indices as one, query by query."""
+    return [np.concatenate([a, b]) for a, b in zip(first, second, strict=True)]
+
+
+def measured(hits: Hits, gallery_size: int, recalls: Sequence[int] = (1, 5, 10)) -> Scores:
+    """The metrics of any test, from its hits."""
+    return {
+        "map": mean_average_precision_of(hits),
+        "map_at_100": map_at_k_of(hits, 100),
+        **{f"recall_at_{k}": recall_of(hits, k) for k in sorted({1, 5, 10, *recalls})},
+        "queries": len(hits.positives),
+        "queries_without_positive": int((hits.positives == 0).sum()),
+        "gallery_size": gallery_size,
+    }
