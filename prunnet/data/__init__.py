@@ -79,6 +79,8 @@ def whole(config: DataConfig) -> Listing:
     Raises:
         DataError: an unknown name, missing or broken lists, no image at all.
     """
+    if config.name in RENDERED:
+        raise DataError(f"{config.name} is rendered; it has no files; valid: {', '.join(READERS)}")
     if config.name not in READERS:
         raise DataError(unknown("data.name", config.name, DATASETS))
     if config.root and packed.is_store(config.root):
@@ -87,7 +89,7 @@ def whole(config: DataConfig) -> Listing:
             raise DataError(f"data.root={config.root!r} is a packed store of {found.name!r}, not {config.name!r}")
     else:
         found = READERS[config.name](config)
-    if found.name in READERS and not packed.is_store(config.root or ""):
+        listing.check(found)
         found = replace(found, notes=(*found.notes, *found.differences()))
     return listing.present(found)
 

@@ -143,6 +143,13 @@ class Listing:
         return np.unique(np.concatenate([np.zeros(0, np.int64), *parts])).astype(np.int64)
 
 
+def check(listing: Listing) -> None:
+    """DataError where a part that the data set should have is empty."""
+    for name, part in listing.parts().items():
+        if not len(part):
+            raise DataError(f"{listing.name}: the {name} part is empty in {listing.files.where!r}")
+
+
 def present(listing: Listing) -> Listing:
     """Without the list rows whose files are missing; looks at folders, opens nothing."""
     if not isinstance(listing.files, Files):  # a packed store holds what it lists

@@ -10,13 +10,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from prunnet.data.base import ImageSet, IntArray, MemoryImages, Pixels
-from prunnet.errors import ConfigError, DataError
+from prunnet.errors import ConfigError, DataError, PrunnetError
 
 _AHEAD = 2
 
@@ -70,16 +69,20 @@ def share_of(batches: IntArray, rank: int, world: int) -> IntArray:
 
 
 class _Batches(TorchDataset):
-    """An image set as torch's loader wants it: an item is a whole batch."""
+    """An image set as torch's loader wants it: an item is a whole batch. The batches are one array: a list of a million
+    small ones would be copied to every process as soon as it counts references."""
 
-    def __init__(self, images: ImageSet, parts: Sequence[IntArray]) -> None:
+    def __init__(self, images: ImageSet, parts: IntArray) -> None:
         self.images, self.parts = images, parts
 
     def __len__(self) -> int:
         return len(self.parts)
 
-    def __getitem__(self, step: int) -> torch.Tensor:
-        return torch.from_numpy(self.images.read(self.parts[step]))
+    def __getitem__(self, step: int) -> torch.Tensor | PrunnetError:
+        try:
+            return torch.from_numpy(self.images.read(self.parts[step]))
+        except PrunnetError as error:  # torch would wrap it in a traceback
+            return error
 
 
 def loaded(images: ImageSet, batches: IntArray, processes: int = 0) -> Iterator[torch.Tensor]:
@@ -90,19 +93,23 @@ def loaded(images: ImageSet, batches: IntArray, processes: int = 0) -> Iterator[
             files are then decoded a batch ahead by a thread.
     """
     if processes and not isinstance(images, MemoryImages):
-        yield from DataLoader(
-            _Batches(images, list(batches)),
+        loader = DataLoader(
+            _Batches(images, batches),
             batch_size=None,
             num_workers=processes,
             prefetch_factor=_AHEAD,
             multiprocessing_context="fork",
         )
+        for found in loader:
+            if isinstance(found, PrunnetError):
+                raise found
+            yield found
         return
-    for pixels in prefetched(images, list(batches)):
+    for pixels in prefetched(images, batches):
         yield torch.from_numpy(pixels)
 
 
-def prefetched(images: ImageSet, parts: Sequence[npt.NDArray[np.integer]]) -> Iterator[Pixels]:
+def prefetched(images: ImageSet, parts: Sequence[IntArray] | IntArray) -> Iterator[Pixels]:
     """Pixels of each part, the next one decoded by a thread meanwhile."""
     if isinstance(images, MemoryImages):
         yield from (images.read(part) for part in parts)

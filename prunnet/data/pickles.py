@@ -10,7 +10,7 @@ import pickle
 from typing import Any
 
 import numpy as np
-from numpy._core import multiarray
+from numpy._core import multiarray, numeric
 
 from prunnet.errors import DataError
 
@@ -36,6 +36,8 @@ _BUILT: dict[tuple[str, str], Any] = {
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
     for _name in ("_reconstruct", "scalar"):
         _BUILT[_module, _name] = getattr(multiarray, _name)
+for _module in ("numpy.core.numeric", "numpy._core.numeric"):
+    _BUILT[_module, "_frombuffer"] = numeric._frombuffer  # type: ignore[attr-defined]
 for _kind in (set, frozenset, bytearray, complex):
     for _module in ("builtins", "__builtin__"):
         _BUILT[_module, _kind.__name__] = _kind
@@ -64,5 +66,5 @@ def unpickled(data: bytes, name: str, encoding: str = "latin1") -> Any:
         raise DataError(
             f"pickle {name!r} is refused: {error}; valid: containers, numbers, strings and numpy arrays only"
         ) from None
-    except (EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError, MemoryError, ImportError) as error:
+    except Exception as error:  # whatever bytes make the unpickler trip over, they are not data
         raise DataError(f"pickle {name!r} is torn or no pickle ({type(error).__name__})") from None

@@ -54,6 +54,9 @@ READERS = {name: partial(read, name) for name in EXPECTED}
 def _checked(found: Any, pickle: str) -> tuple[list[str], list[str], list[dict[str, Any]]]:
     if not isinstance(found, dict) or (missing := {"gnd", "imlist", "qimlist"} - set(found)):
         raise DataError(f"{pickle} holds no {', '.join(sorted(missing)) if isinstance(found, dict) else 'dictionary'}")
+    for key in ("imlist", "qimlist", "gnd"):
+        if not isinstance(found[key], (list, tuple, np.ndarray)):
+            raise DataError(f"{pickle}: {key!r} is a {type(found[key]).__name__}; valid: a list")
     gallery, asked, truth = (list(found[key]) for key in ("imlist", "qimlist", "gnd"))
     if len(asked) != len(truth):
         raise DataError(f"{pickle}: {len(asked)} queries in qimlist and {len(truth)} in gnd")

@@ -1,4 +1,4 @@
-"""Exact inner-product search with faiss; ties go to the lower gallery index."""
+"""Exact inner-product search with faiss, a part of the gallery at a time; ties go to the lower gallery index."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy.typing as npt
 from prunnet.errors import ConfigError, DataError
 
 Features = npt.NDArray[np.float32]
-_ROWS = 2**16
-"""Rows that are looked at at once: a large gallery may be a file."""
+_ROWS, _CHUNK = 2**16, 2**18
+"""Gallery rows that are looked at, and searched, at once: a large gallery may be a memory-mapped file."""
+_GPU_DEPTH = 2048
 
 
 def search(queries: Features, gallery: Features, depth: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
@@ -30,24 +31,34 @@ def search(queries: Features, gallery: Features, depth: int) -> tuple[npt.NDArra
     check_features(queries, gallery)
     if depth < 1:
         raise ConfigError(f"depth={depth}; valid: 1 or more")
-    index = faiss.IndexFlatIP(gallery.shape[1])
-    index.add(np.ascontiguousarray(gallery, dtype=np.float32))
-    depth = min(depth, len(gallery))
-    return _search(index, np.ascontiguousarray(queries, dtype=np.float32), depth)
+    return _search(np.ascontiguousarray(queries, dtype=np.float32), gallery, min(depth, len(gallery)))
 
 
-def _search(index: faiss.Index, queries: Features, depth: int):  # type: ignore[no-untyped-def]
-    wanted = min(index.ntotal, depth + 1)  # one more shows whether a tie is cut in two
-    similarity, found = index.search(queries, wanted)
-    order = np.lexsort((found, -similarity), axis=-1)
-    similarity = np.take_along_axis(similarity, order, axis=1)
-    found = np.take_along_axis(found, order, axis=1)
+def _search(queries: Features, gallery: Features, depth: int):  # type: ignore[no-untyped-def]
+    wanted = min(len(gallery), depth + 1)  # one more shows whether a tie is cut in two
+    found = np.empty((len(queries), 0), dtype=np.int64)
+    similarity = np.empty((len(queries), 0), dtype=np.float32)
+    for start in range(0, len(gallery), _CHUNK):
+        chunk = np.ascontiguousarray(gallery[start : start + _CHUNK], dtype=np.float32)
+        values, indices = _nearest(queries, chunk, min(wanted, len(chunk)))
+        found = np.concatenate([found, indices + start], axis=1)
+        similarity = np.concatenate([similarity, values], axis=1)
+        order = np.lexsort((found, -similarity), axis=-1)[:, :wanted]
+        found, similarity = np.take_along_axis(found, order, 1), np.take_along_axis(similarity, order, 1)
     if wanted > depth:
         torn = np.flatnonzero(similarity[:, depth - 1] == similarity[:, depth])
         if len(torn):
-            again = _search(index, queries[torn], min(index.ntotal, 2 * depth + 1))
+            again = _search(queries[torn], gallery, min(len(gallery), 2 * depth + 1))
             found[torn, :depth], similarity[torn, :depth] = again[0][:, :depth], again[1][:, :depth]
     return found[:, :depth], similarity[:, :depth]
+
+
+def _nearest(queries: Features, gallery: Features, depth: int) -> tuple[Features, npt.NDArray[np.int64]]:
+    """(similarities, indices) [Q, depth] by faiss, on a GPU where there is one that reaches so deep."""
+    if getattr(faiss, "get_num_gpus", lambda: 0)() and depth <= _GPU_DEPTH:
+        resources = faiss.StandardGpuResources()
+        return faiss.knn_gpu(resources, queries, gallery, depth, metric=faiss.METRIC_INNER_PRODUCT)
+    return faiss.knn(queries, gallery, depth, metric=faiss.METRIC_INNER_PRODUCT)
 
 
 def check_features(queries: Features, gallery: Features) -> None:
