@@ -10,6 +10,7 @@ import json
 import tempfile
 import time
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from rich.console import Console
 from cluster.progress import Board, watched
 from prunnet import data, resume
 from prunnet.config import Recipe
-from prunnet.errors import CheckpointError, ConfigError, PrunnetError, one_line
+from prunnet.errors import CheckpointError, ConfigError, DataWarning, PrunnetError, one_line
 from prunnet.families import make_trainer
 from prunnet.training import Trainer
 
@@ -114,7 +115,9 @@ def train_worker(config: dict[str, Any]) -> None:
 
 def _train(recipe: Recipe, board: Any) -> None:
     torch.set_num_threads(max(1, int(recipe.cluster.cpus_per_worker)))
-    dataset = data.load(recipe.data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # the driver has said it
+        dataset = data.load(recipe.data)
     trainer = make_trainer(recipe, dataset, ray.train.torch.get_device())
     saver = Saver(trainer, recipe, dataset.class_names, board)
     checkpoint = ray.train.get_checkpoint()

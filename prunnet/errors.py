@@ -18,6 +18,10 @@ class DataError(PrunnetError):
     """A data set that cannot be read or does not serve its purpose."""
 
 
+class DataWarning(UserWarning):
+    """What a user should know of a copy of a data set that serves all the same."""
+
+
 class CheckpointError(PrunnetError):
     """A saved file that is not what it should be."""
 

@@ -20,9 +20,9 @@ from prunnet.checkpoint import NETWORK, kind_of, load_network, read_header
 from prunnet.config import Recipe
 from prunnet.data.base import Dataset
 from prunnet.data.transforms import Augmentation, Preprocessing
-from prunnet.errors import CheckpointError
+from prunnet.errors import CheckpointError, ConfigError
 from prunnet.methods import METHODS
-from prunnet.nets import RetrievalNet
+from prunnet.nets import RetrievalNet, sized_options
 from prunnet.training import Trainer
 from prunnet.widths import SwitchableNet
 
@@ -126,6 +126,11 @@ def make_net(recipe: Recipe, dataset: Dataset) -> RetrievalNet:
     more: dict[str, Any] = {}
     if METHODS[recipe.train.method].network == "widths":
         kind, more = SwitchableNet, {"switch": recipe.train.capacities}
+    if recipe.sweep.long_side and "img_size" in sized_options(recipe.model, recipe.data.image_size):
+        raise ConfigError(
+            f"sweep.long_side={recipe.sweep.long_side}: {recipe.model.backbone} is made for images of one size; valid: "
+            "backbones of convolutions"
+        )
     return kind.from_config(
         recipe.model,
         classes=len(dataset.class_names),

@@ -16,6 +16,7 @@ Exit code: 0 finished; 1 some capacity failed, the rest is there; 2 the recipe, 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,7 +35,7 @@ from prunnet import data, results
 from prunnet.checkpoint import load_network
 from prunnet.config import Recipe, load_recipe
 from prunnet.data.base import Dataset
-from prunnet.errors import PrunnetError
+from prunnet.errors import DataWarning, PrunnetError
 from prunnet.families import Family, finished, fitting, make_net, stages
 from prunnet.plan import Units, evaluation_plan, network_arrays, plan_units
 from prunnet.training import steps_per_epoch
@@ -53,13 +54,23 @@ def sweep(recipe: Recipe, *, fresh: bool = False, console: Console | None = None
     recipe = absolute_paths(recipe)
     with open_run(recipe, fresh=fresh) as run:
         console.print(f"run {run.folder}", soft_wrap=True)
-        dataset = data.load_for(recipe)
+        dataset = open_data(recipe, console)
         dataset.split(recipe.sweep.split)
         family = trained_networks(recipe, run, dataset, console)
         units = plan_units(recipe, family, dataset)
         failures = evaluate_missing(recipe, run, dataset, family, units, console)
         conclude(recipe, run, units, failures, console)
     return 1 if failures else 0
+
+
+def open_data(recipe: Recipe, console: Console) -> Dataset:
+    """Training set and tests, with what a user should know of these copies."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # said once, below, instead of by every worker
+        dataset = data.load_for(recipe)
+    for note in dataset.notes:
+        console.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    return dataset
 
 
 def trained_networks(recipe: Recipe, run: Run, dataset: Dataset, console: Console) -> Family:

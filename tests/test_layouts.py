@@ -43,7 +43,9 @@ def recipe(name: str, root: Path, **sections: Any) -> Recipe:
     trained = name
     sweep: dict[str, Any] = {"capacities": [1.0, 0.4], "gallery": "dense", "calibration_images": 16}
     if name in TEST_ONLY:
-        trained, sweep = "inshop", {**sweep, "dataset": name, "root": str(root / name)}
+        trained, tested = "inshop", root / name
+        tested = tested if tested.exists() else LAYOUTS[name](tested)
+        sweep = {**sweep, "dataset": name, "root": str(tested)}
     folder = root / trained
     train = {"capacities": [0.5], "epochs": 1, "batch_size": 8, "precision": "fp32", "lr": 0.02}
     return parse_recipe(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from prunnet import results
+from prunnet import data, results
 from prunnet.config import load_recipe
 from sweeps.ablation_recipe import load_ablation
 from sweeps.cli import app
@@ -50,6 +50,27 @@ def test_every_prunnet_command_has_options_that_exist() -> None:
         verbs = names[:2] if names[0] == "doctor" else names[:1]
         said = CliRunner().invoke(app, [*verbs, "--help"], env={"COLUMNS": "300"}).stdout
         assert all(word in said for word in command if word.startswith("--")), (command, said)
+
+
+def data_rows() -> list[tuple[str, str]]:
+    """(names, recipe line) of every row of docs/DATA.md's table."""
+    text = (REPOSITORY / "docs" / "DATA.md").read_text()
+    cells = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    return [(row[0], row[-1]) for row in cells]
+
+
+def test_every_data_set_has_a_row_in_the_documents() -> None:
+    named = re.findall(r"`(\w+)`", " ".join(names for names, _ in data_rows()))
+    assert sorted(named) == sorted(data.DATASETS)
+
+
+@pytest.mark.parametrize("line", [line for _, line in data_rows() if line.startswith("`")])
+def test_every_recipe_line_of_the_data_sets_is_valid(line: str) -> None:
+    words = shlex.split(line.strip("` "))
+    assert set(words[::2]) == {"--set"}
+    recipe = load_recipe(REPOSITORY / "sweeps/recipes/photographs.yaml", words[1::2])
+    assert recipe.data.name in data.READERS
+    assert recipe.sweep.dataset is None or recipe.sweep.dataset in data.READERS
 
 
 def test_the_ablation_and_its_page_are_what_the_readme_says() -> None:

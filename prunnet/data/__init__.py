@@ -30,7 +30,7 @@ from prunnet.data import (
 from prunnet.data.base import Dataset, ImageSet, MemoryImages, RetrievalTest, some_classes
 from prunnet.data.listing import Listing
 from prunnet.data.transforms import Augmentation, Preprocessing
-from prunnet.errors import DataError, unknown
+from prunnet.errors import DataError, DataWarning, unknown
 
 READERS: dict[str, Callable[[DataConfig], Listing]] = {
     "cifar100": cifar100.read,
@@ -109,7 +109,7 @@ def load(config: DataConfig) -> Dataset:
     else:
         dataset = listing.dataset(read(config), config)
         for note in dataset.notes:
-            warnings.warn(note, stacklevel=2)
+            warnings.warn(note, DataWarning, stacklevel=2)
     return dataset if config.train_fraction == 1.0 else some_classes(dataset, config.train_fraction, config.seed)
 
 
@@ -129,4 +129,5 @@ def load_for(recipe: Recipe) -> Dataset:
         return replace(dataset, name=other.name, test=other.test, validation=other.validation)
     found = read(config)
     tests = listing.tests(found, seen)
-    return replace(dataset, name=found.name, test=tests["test"], validation=tests.get("validation"))
+    notes = dataset.notes if sweep.dataset is None else (*dataset.notes, *found.notes)
+    return replace(dataset, name=found.name, test=tests["test"], validation=tests.get("validation"), notes=notes)

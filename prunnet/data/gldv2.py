@@ -25,6 +25,7 @@ EXPECTED = {
     "gallery": 761_757,
     "query": 750,
     "validation query": 379,
+    "rows of test.csv": 117_577,
 }
 SPLITS = {"Public": "validation", "Private": "test"}
 
@@ -70,7 +71,8 @@ def read(config: DataConfig) -> Listing:
             splits[split] = Split(part, gallery, "gldv2", {"relevant": [right for _, right in queries]})
     if "test" not in splits:
         raise DataError(f"{solution[0]}: no query with Usage Private")
-    return Listing("gldv2", Files.of(root, names), classes, train, splits, expected=EXPECTED)
+    counted = {"rows of test.csv": len(known)}
+    return Listing("gldv2", Files.of(root, names), classes, train, splits, expected=EXPECTED, more=counted)
 
 
 def _either(name: str) -> tuple[str, str]:

@@ -89,6 +89,8 @@ class Listing:
     expected: Mapping[str, int] = field(default_factory=dict)
     """Counts of a whole copy, as published."""
     notes: tuple[str, ...] = ()
+    more: Mapping[str, int] = field(default_factory=dict)
+    """Counts of what lists hold beside the parts."""
 
     def parts(self) -> dict[str, Part]:
         """All parts by name."""
@@ -99,13 +101,13 @@ class Listing:
         return {name: part for name, part in found.items() if part is not None}
 
     def counts(self) -> dict[str, int]:
-        """Images and classes of each part."""
+        """Images and classes of each part, and what else was counted."""
         found = {}
         for name, part in self.parts().items():
             found[name] = len(part)
             if (part.labels >= 0).any():  # queries and galleries that come with lists have no labels
                 found[f"{name} classes"] = len(np.unique(part.labels))
-        return found
+        return {**found, **self.more}
 
     def differences(self) -> list[str]:
         """Where this copy differs from what is expected of a whole one."""

@@ -8,6 +8,7 @@ Identity -1 is junk (left out of the gallery, which is the same as removing it f
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from prunnet.config import DataConfig
 from prunnet.data import reid
@@ -17,8 +18,14 @@ from prunnet.errors import DataError
 
 HOME = "zheng-lab.cecs.anu.edu.au/Project/project_reid.html"
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
-EXPECTED = {"train": 12_936, "train classes": 751, "query": 3_368, "query classes": 750, "gallery": 15_913}
-WITH_JUNK = 19_732
+EXPECTED = {
+    "train": 12_936,
+    "train classes": 751,
+    "query": 3_368,
+    "query classes": 750,
+    "gallery": 15_913,
+    "gallery with the -1": 19_732,
+}
 NAME = re.compile(r"(-?\d+)_c(\d)")
 
 
@@ -30,9 +37,7 @@ def read(config: DataConfig) -> Listing:
     for part, folder in FOLDERS.items():
         if not named[part]:
             raise DataError(f"{folder!r} is not in {root.path!r} or holds no image; it can be had from {HOME}")
-    found = len(named["gallery"])
-    notes: tuple[str, ...] = ()
-    if found != WITH_JUNK:
-        notes = (f"market1501: {found:,} gallery images with the -1 images found, {WITH_JUNK:,} expected",)
+    counted = {"gallery with the -1": len(named["gallery"])}
     named["gallery"] = [name for name in named["gallery"] if not name.rpartition("/")[2].startswith("-1")]
-    return reid.listing("market1501", root, named, NAME, "0002_c1s1_000451_03.jpg", EXPECTED, notes)
+    found = reid.listing("market1501", root, named, NAME, "0002_c1s1_000451_03.jpg", EXPECTED)
+    return replace(found, more=counted)

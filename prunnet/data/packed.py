@@ -128,7 +128,8 @@ def read(root: str | Path) -> Listing:
     classes = _table(path / "classes.arrow")["name"].to_pylist()
     store = Store(str(path), tuple(manifest["shards"]))
     expected, notes = manifest["expected"], tuple(manifest["notes"])
-    return Listing(manifest["name"], store, classes, parts["train"], splits, parts["pool"], expected, notes)
+    more = manifest["more"]
+    return Listing(manifest["name"], store, classes, parts["train"], splits, parts["pool"], expected, notes, more)
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -331,6 +332,7 @@ def _finish(path: Path, listing: Listing, rows: IntArray, shards: list[dict[str,
         "pool": part("pool", listing.pool),
         "splits": splits,
         "expected": dict(listing.expected),
+        "more": dict(listing.more),
         "notes": list(listing.notes),
         "shards": shards,
         "files": hashes,

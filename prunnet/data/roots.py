@@ -47,7 +47,7 @@ def open_root(root: str | None, needs: str) -> Root:
         return Folder(str(path))
     if path.suffix == ".zip" and path.is_file():
         return Zip(str(path))
-    raise DataError(f"data.root={root!r} is neither a folder nor a .zip file; {needs}")
+    raise DataError(f"{root!r} is neither a folder nor a .zip file; {needs}")
 
 
 @dataclass(frozen=True)
