@@ -24,6 +24,17 @@ class Frame:
         return cls((table if keys is None else select(table, keys)).to_pylist())
 
     @property
+    def metric(self) -> str:
+        """The column that the benchmark ranks by: GLDv2's mAP@100, everybody else's mAP."""
+        return "map_at_100" if {row.get("protocol") for row in self.rows} == {"gldv2"} else "map"
+
+    @property
+    def metric_name(self) -> str:
+        """As it is written on axes and over columns."""
+        medium = {row.get("protocol") for row in self.rows} == {"revisited"}
+        return {"map": "mAP (Medium)" if medium else "mAP", "map_at_100": "mAP@100"}[self.metric]
+
+    @property
     def capacities(self) -> list[float]:
         """Query capacities, largest first."""
         return sorted({row["query_capacity"] for row in self.rows}, reverse=True)
@@ -49,7 +60,8 @@ class Frame:
         """M(c, gallery) by falling capacity; the dense gallery unless said otherwise."""
         return [row for c in self.capacities if (row := self.get(c, gallery))]
 
-    def points(self, rows: list[dict[str, Any]], *, cost: str = "macs", value: str = "map") -> list[Point]:
-        """Rows as points for a front; rows without either number are left out."""
+    def points(self, rows: list[dict[str, Any]], *, cost: str = "macs", value: str | None = None) -> list[Point]:
+        """Rows as points for a front, by the benchmark's metric unless said otherwise; absent numbers are left out."""
+        value = value or self.metric
         known = [row for row in rows if row[cost] is not None and row[value] is not None]
         return [Point(row[cost], row[value], f"{row['query_capacity']:g}") for row in known]

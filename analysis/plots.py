@@ -36,7 +36,7 @@ def pareto_figure(frame: Frame) -> Figure:
             for p in points:
                 axes.annotate(p.label, (p.cost, p.value), xytext=(5, -10), textcoords="offset points", size=8)
     axes.set_xlabel("theoretical MFLOPs an image (unstructured sparsity: MACs of kept weights x 2)")
-    axes.set_ylabel("mAP (%)")
+    axes.set_ylabel(f"{frame.metric_name} (%)")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -51,11 +51,11 @@ def pareto_figure(frame: Frame) -> Figure:
 
 
 def matrix_figure(frame: Frame) -> Figure:
-    """mAP of every query capacity against every gallery capacity."""
-    capacities = frame.capacities
+    """The metric of every query capacity against every gallery capacity."""
+    capacities, metric = frame.capacities, frame.metric
     galleries = [g for g in capacities if any(frame.get(q, g) for q in capacities)]
     values = [
-        [100 * row["map"] if (row := frame.get(q, g)) and row["map"] is not None else float("nan") for g in galleries]
+        [100 * row[metric] if (row := frame.get(q, g)) and row[metric] is not None else float("nan") for g in galleries]
         for q in capacities
     ]
     figure, axes = plt.subplots(figsize=(6.4, 5.4), layout="constrained")
@@ -75,7 +75,7 @@ def matrix_figure(frame: Frame) -> Figure:
                 size=7,
                 color="white" if value < 50 else "black",
             )
-    figure.colorbar(image, label="mAP (%)")
+    figure.colorbar(image, label=f"{frame.metric_name} (%)")
     return figure
 
 

@@ -26,8 +26,8 @@ def write(
     )
     lead = (
         f"{first['method']} on {first['backbone']}: {len(frame.capacities)} capacities, {len(frame.rows)} tests of "
-        f"{first['queries']} queries against {first['gallery_size']} images of classes that training never saw "
-        f"({first['dataset']}, {first['split']} classes, seed {first['seed']})."
+        f"{first['queries']} queries against {first['gallery_size']} images "
+        f"({first['dataset']}, {first['split']} split, seed {first['seed']})."
     )
     text = environment.get_template("report.html").render(
         title=title,

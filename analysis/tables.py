@@ -12,7 +12,8 @@ _OLD_HEAD = ("old mAP", "old R@1")
 
 def head(frame: Frame) -> tuple[str, ...]:
     """Titles of the capacity table's columns."""
-    return _HEAD + _OLD_HEAD if frame.has_old_gallery else _HEAD
+    titles = _HEAD + _OLD_HEAD if frame.has_old_gallery else _HEAD
+    return tuple(title.replace("mAP", frame.metric_name) for title in titles)
 
 
 def capacity_table(frame: Frame) -> list[tuple[str, ...]]:
@@ -32,11 +33,11 @@ def capacity_table(frame: Frame) -> list[tuple[str, ...]]:
                 "yes" if capacity in trained else "no",
                 f"{row['params_kept'] / row['params_total']:.1%}",
                 f"{row['macs'] / 1e6:.2f}",
-                _percent(own, "map"),
+                _percent(own, frame.metric),
                 _percent(own, "recall_at_1"),
-                _percent(cross, "map"),
+                _percent(cross, frame.metric),
                 _percent(cross, "recall_at_1"),
-                *((_percent(old, "map"), _percent(old, "recall_at_1")) if frame.has_old_gallery else ()),
+                *((_percent(old, frame.metric), _percent(old, "recall_at_1")) if frame.has_old_gallery else ()),
             )
         )
     return lines

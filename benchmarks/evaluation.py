@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import interleaved, median, show
+from prunnet.data.base import MemoryImages
 from prunnet.data.transforms import Preprocessing
 from prunnet.memory import keep_freed_memory
 from prunnet.nets import RetrievalNet
@@ -35,6 +36,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 255, (arguments.images, 1, 32, 32), dtype=np.uint8)
     calibration = pixels[:1024]
+    images = MemoryImages(pixels, np.zeros(len(pixels), dtype=np.int64), preprocessing)
     net = RetrievalNet("resnet18", 100, in_chans=1, stem="released").eval()
 
     @torch.inference_mode()
@@ -43,7 +45,7 @@ def main() -> None:
             net.embed(preprocessing.normalise(torch.from_numpy(pixels[start : start + 256])))
 
     def cut() -> None:
-        embed(subnetwork(net, 0.2), pixels, preprocessing)
+        embed(subnetwork(net, 0.2), images)
 
     def calibrated() -> None:
         subnetwork(net, 0.2).calibrate(calibration_batches(calibration, preprocessing, 256))

@@ -41,7 +41,7 @@ def make(precision: str) -> tuple[Trainer, Callable[[], None], torch.Tensor, tor
 
 def dense_step(trainer: Trainer, inputs: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
     """Forward, backward, SGD of the plain network: no masks, no scores."""
-    net = RetrievalNet("resnet18", CLASSES, stem="released").to(memory_format=trainer.layout)  # type: ignore[call-overload]
+    net = RetrievalNet("resnet18", CLASSES, stem="released").to(memory_format=trainer.layout)
     weights = [p for name, p in net.named_parameters() if not name.endswith(".score")]
     config = trainer.config
     optimizer = torch.optim.SGD(weights, config.lr, config.momentum, weight_decay=config.weight_decay, fused=True)

@@ -170,15 +170,15 @@ def test_a_capacity_that_keeps_failing_is_reported_and_the_rest_is_done(
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     features = tmp_path / "job" / "features"
     (victim,) = (p for p in features.iterdir() if load_features(p).identity["capacity"] == 0.2)
-    victim.unlink()
-    victim.mkdir()  # nothing can be written there
+    shutil.rmtree(victim)
+    victim.write_text("")  # no folder can be put there
     shutil.rmtree(tmp_path / "job" / "results")
     done = run(command(data, tmp_path))
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stdout.count("capacity 0.2 is tried again") == 2
-    assert "capacity 0.2 failed: IsADirectoryError" in done.stdout
+    assert "capacity 0.2 failed: NotADirectoryError" in done.stdout
     assert len(results.read(tmp_path / "job" / "results")) == 25
-    victim.rmdir()
+    victim.unlink()
     assert run(command(data, tmp_path)).returncode == 0
     assert outcome(tmp_path) == outcome(undisturbed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -84,12 +85,11 @@ def storing(path: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        if path.exists():  # torn, or made by another process in the meantime
-            shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)  # torn, or made by another process in the meantime
         try:
             temporary.rename(path)
-        except OSError:
-            if not path.exists():
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process was faster: its own are as good
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
