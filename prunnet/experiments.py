@@ -24,7 +24,8 @@ from prunnet.plan import evaluation_plan, network_arrays, plan_units
 
 @dataclass(frozen=True)
 class Trial:
-    """A named recipe. `old`: the recipe of the network that it must match, trained first where it is given."""
+    """A named recipe. `old`: the recipe of a network whose gallery is searched, too, trained first; where the recipe's
+    `train.old` is set (to anything), it is trained to match that network."""
 
     name: str
     recipe: Recipe
@@ -60,15 +61,17 @@ def run_trial(
         folder: `models/`, `features/` and `results/` lie in it, for all trials of the run.
     """
     recipe, models = trial.recipe, folder / "models"
+    old = recipe.train.old
     dataset = _dataset(recipe)
     if trial.old is not None:
         (stage,) = stages(trial.old)
-        old = _train(stage, stage.recipe, _dataset(trial.old), models, device, report)
-        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"old": str(old)})})
+        old = str(_train(stage, stage.recipe, _dataset(trial.old), models, device, report))
+        if recipe.train.old:
+            recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"old": old})})
     files: dict[float, Path] = {}
     for stage in stages(recipe):
         files[stage.capacity] = _train(stage, stage.ready(files.get(1.0, models)), dataset, models, device, report)
-    family = Family.load(files, recipe.train.old)
+    family = Family.load(files, old)
     units = plan_units(recipe, family, dataset, trial.id)
     missing = units.missing_tests(results.finished_keys(folder / "results"))
     if missing:

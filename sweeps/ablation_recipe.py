@@ -144,8 +144,10 @@ class Ablation:
         ]
 
     def upgrade_trials(self, table: pa.Table | None) -> list[Trial]:
-        """The old network, then each way to a new one, with every seed. Rates: the independent network's, or, where
-        many capacities are trained, that method's."""
+        """The old network, then each way to a new one, with every seed; all of them search the old gallery.
+
+        Rates: the independent network's, or, where many capacities are trained, that method's.
+        """
         upgrade = self.file.upgrade
         if upgrade is None:
             return []
@@ -160,7 +162,7 @@ class Ablation:
                 needs_old = METHODS[method].teacher != "none" or "train.compatible" in change
                 matched = {"train.old": OLD} if needs_old else {}
                 recipe = self._recipe(rates, change, matched, {"train.seed": seed})
-                trials.append(Trial(f"upgrade/{name}/s{seed}", recipe, old if needs_old else None))
+                trials.append(Trial(f"upgrade/{name}/s{seed}", recipe, old))
         return trials
 
     def rows_of(self, trial: Trial) -> int:

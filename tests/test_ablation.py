@@ -84,8 +84,9 @@ def test_the_best_rate_on_validation_classes_is_taken(small: Ablation) -> None:
 def test_upgrades_share_one_old_network(small: Ablation) -> None:
     trials = {trial.name.split("/")[1]: trial for trial in small.upgrade_trials(None)}
     assert trials["old"].old is None
-    assert trials["independent"].old is None
-    assert trials["odpp"].old == trials["prunnet+ndpp"].old == trials["old"].recipe
+    assert all(trial.old == trials["old"].recipe for name, trial in trials.items() if name != "old")
+    assert trials["independent"].recipe.train.old is None  # the control is not trained to match it
+    assert trials["odpp"].recipe.train.old
     assert trials["old"].recipe.data.train_fraction == 0.5
     assert small.rows_of(trials["odpp"]) == 2 * 4 - 1 + 4
 
@@ -157,6 +158,17 @@ def test_a_trial_is_trained_and_tested_once(small: Ablation, tmp_path: Path) -> 
     run_trial(teacher, tmp_path)
     assert len(list((tmp_path / "models").iterdir())) == 5  # the dense network serves both
     assert len(results.read(tmp_path / "results")) == 14
+
+
+def test_the_control_of_an_upgrade_searches_the_old_gallery_too(small: Ablation, tmp_path: Path) -> None:
+    trials = {trial.name.split("/")[1]: trial for trial in small.upgrade_trials(None)}
+    control = trials["independent"]
+    assert run_trial(control, tmp_path) == small.rows_of(control)
+    rows = [r for r in results.read(tmp_path / "results").to_pylist() if r["gallery_source"] == "old"]
+    assert {r["query_capacity"] for r in rows} == {1.0, 0.5, 0.2, 0.1}
+    models = sorted((tmp_path / "models").iterdir())
+    run_trial(Trial("alone", control.recipe), tmp_path)
+    assert sorted((tmp_path / "models").iterdir()) == models  # the same network as without an old one
 
 
 def test_a_packed_table_is_the_whole_of_a_results_folder(small: Ablation, tmp_path: Path) -> None:
