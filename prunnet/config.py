@@ -210,7 +210,7 @@ class SweepConfig(Section):
     root: str | None = None
     """Its folder, .zip or packed store."""
     long_side: Annotated[int, Field(ge=8)] | None = None
-    """Test on whole images whose longer side has so many pixels, instead of the centre crop."""
+    """Test on whole images, brought down to so many pixels along their longer side, instead of the centre crop."""
     scales: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0,)
     """Average the embeddings of each image at these sizes."""
     gallery: Literal["matrix", "dense"] = "matrix"
@@ -239,7 +239,7 @@ class ClusterConfig(Section):
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     loaders: Annotated[int, Field(ge=0)] = 0
-    """Processes that decode images for each training worker, where they are files; 0: a thread of the worker."""
+    """Processes that decode images for each training worker, where they are files; 0: threads of the worker."""
     actors: Positive = 2
     """Evaluation actors."""
     cpus_per_actor: Annotated[float, Field(gt=0)] = 1.0

@@ -50,7 +50,7 @@ class Trainer:
         class_names: of the training classes, by label; `bct` finds the old network's labels by them.
         device: of the network; images follow.
         group: torch.distributed group of the workers; None: the default one if there is any.
-        loaders: processes that decode images for this one; 0: a thread, where the images are files.
+        loaders: processes that decode images for this one; 0: threads of its own, where the images are files.
 
     Raises:
         ConfigError, DataError: see `steps_per_epoch`.

@@ -23,6 +23,8 @@ from sweeps.cli import app
 from tests.conftest import REPOSITORY
 from tests.layouts import LAYOUTS
 
+pytestmark = pytest.mark.filterwarnings("ignore::prunnet.errors.DataWarning")  # no fixture is a whole copy
+
 
 def config(root: Path, name: str = "inshop") -> DataConfig:
     return DataConfig(name=name, root=str(root), image_size=16, channels=3)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,8 @@ from prunnet.errors import DataError
 MEMORY_BYTES = 2**30
 """Sets that need no more as pixels are decoded once and kept; larger ones are decoded as they are read."""
 Boxes = npt.NDArray[np.float32]
+T = TypeVar("T")
+_WAITING = 4096
 
 
 class Encoded(Protocol):
@@ -123,9 +125,7 @@ class ImageFiles:
         """In memory where it is small, otherwise as it is."""
         if self.bytes_as_pixels > MEMORY_BYTES or self.preprocessing.long_side:
             return self
-        with ThreadPoolExecutor(os.cpu_count()) as threads:  # Pillow lets go of the interpreter while it decodes
-            images = list(threads.map(self.pixels, range(len(self))))
-        return MemoryImages(np.stack(images), self.labels, self.preprocessing)
+        return MemoryImages(np.stack(list(in_threads(self.pixels, range(len(self))))), self.labels, self.preprocessing)
 
 
 def unreadable(files: Encoded, rows: IntArray, advance: Callable[[int], None] = lambda n: None) -> dict[int, str]:
@@ -141,9 +141,15 @@ def unreadable(files: Encoded, rows: IntArray, advance: Callable[[int], None] = 
         return None
 
     found = {}
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for row, why in zip(rows.tolist(), threads.map(reason, rows.tolist()), strict=True):
-            advance(1)
-            if why is not None:
-                found[row] = why
+    for row, why in zip(rows.tolist(), in_threads(reason, rows.tolist()), strict=True):
+        advance(1)
+        if why is not None:
+            found[row] = why
     return found
+
+
+def in_threads(function: Callable[[int], T], items: Sequence[int]) -> Iterator[T]:
+    """The function of every item, in order; a part at a time, since an item that waits costs a kilobyte."""
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # Pillow lets go of the interpreter while it decodes
+        for start in range(0, len(items), _WAITING):
+            yield from threads.map(function, items[start : start + _WAITING])

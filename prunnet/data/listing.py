@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from prunnet.config import DataConfig
 from prunnet.data.base import Dataset, IntArray, RetrievalTest, check_classes
@@ -157,7 +158,7 @@ def present(listing: Listing) -> Listing:
     if not isinstance(listing.files, Files):  # a packed store holds what it lists
         return listing
     rows = listing.used_rows()
-    names = [listing.files.name(int(row)) for row in rows]
+    names = listing.files.names.take(pa.array(rows)).to_pylist()
     return listing.without(rows[listing.files.root.sizes(names) < 0], "row(s) without a file")
 
 

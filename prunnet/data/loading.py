@@ -6,6 +6,7 @@ batches that it would have had.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -90,7 +91,7 @@ def loaded(images: ImageSet, batches: IntArray, processes: int = 0) -> Iterator[
 
     Args:
         processes: that decode ahead; they are forked, so they share the set's lists. 0: no process; images that are
-            files are then decoded a batch ahead by a thread.
+            files are then decoded ahead by threads.
     """
     if processes and not isinstance(images, MemoryImages):
         loader = DataLoader(
@@ -110,14 +111,15 @@ def loaded(images: ImageSet, batches: IntArray, processes: int = 0) -> Iterator[
 
 
 def prefetched(images: ImageSet, parts: Sequence[IntArray] | IntArray) -> Iterator[Pixels]:
-    """Pixels of each part, the next one decoded by a thread meanwhile."""
+    """Pixels of each part, in order; the next ones are decoded meanwhile, by as many threads as torch uses."""
     if isinstance(images, MemoryImages):
         yield from (images.read(part) for part in parts)
         return
-    with ThreadPoolExecutor(1) as thread:
-        waiting = [thread.submit(images.read, part) for part in parts[:_AHEAD]]
+    count = torch.get_num_threads()
+    with ThreadPoolExecutor(count) as threads:
+        waiting = deque(threads.submit(images.read, part) for part in parts[: count + 1])
         for number in range(len(parts)):
-            pixels = waiting.pop(0).result()
-            if number + _AHEAD < len(parts):
-                waiting.append(thread.submit(images.read, parts[number + _AHEAD]))
+            pixels = waiting.popleft().result()
+            if number + count + 1 < len(parts):
+                waiting.append(threads.submit(images.read, parts[number + count + 1]))
             yield pixels

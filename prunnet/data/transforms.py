@@ -23,7 +23,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 @dataclass(frozen=True)
 class Preprocessing:
     """The evaluation transform: shorter side to `resize`, centre crop of `image_size`, scale to mean and std; or, with
-    `long_side`, the whole image, its longer side brought to so many pixels.
+    `long_side`, the whole image, its longer side brought down to so many pixels.
 
     It belongs to the embeddings: features made under another one do not compare.
     """
@@ -82,7 +82,7 @@ class Preprocessing:
 
     def _whole(self, image: Image.Image) -> Image.Image:
         assert self.long_side is not None
-        scale = self.long_side / max(image.size)
+        scale = min(1.0, self.long_side / max(image.size))  # as the public evaluation does, never up
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         return image.resize(size, Image.Resampling.BILINEAR, reducing_gap=None)
 
