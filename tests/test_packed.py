@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from prunnet import data
 from prunnet.config import DataConfig
-from prunnet.data import packed
+from prunnet.data import files, packed
 from prunnet.errors import DataError
 from sweeps.cli import app
 from tests.conftest import REPOSITORY
@@ -161,6 +161,21 @@ def test_a_store_travels_by_its_path(root: Path, tmp_path: Path) -> None:
     sent = pickle.dumps(store)
     assert len(sent) < 1000
     assert bytes(pickle.loads(sent).read(3)) == bytes(store.read(3))
+
+
+def test_actors_are_sent_where_the_images_lie_and_not_the_images(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed.pack(data.whole(config(root)), tmp_path / "store")
+    monkeypatch.setattr(files, "MEMORY_BYTES", 0)
+    test = data.load(config(tmp_path / "store")).test
+    sent = pickle.dumps(test)
+    assert b"JFIF" not in sent  # what every JPEG file holds
+    assert b"JFIF" in bytes(test.gallery.files.read(0))  # type: ignore[attr-defined]
+    arrived = pickle.loads(sent)
+    assert np.array_equal(arrived.gallery.read(np.arange(9)), test.gallery.read(np.arange(9)))
+    image = arrived.gallery.files.read(0)
+    assert image.readonly  # pages of the file, which all processes of a machine share
 
 
 def test_the_command_packs_and_verifies(root: Path, tmp_path: Path) -> None:

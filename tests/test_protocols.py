@@ -122,6 +122,18 @@ def test_searching_a_gallery_in_parts_changes_nothing(seed: int, rows: int) -> N
     assert np.array_equal(similarity, np.take_along_axis(queries @ gallery.T, ranks, axis=1))
 
 
+@pytest.mark.gpu
+def test_a_gpu_finds_what_the_cpu_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("prunnet.retrieval.search")
+    rng = np.random.default_rng(0)
+    queries, gallery = (rng.standard_normal((n, 64), dtype=np.float32) for n in (20, 5000))
+    if not getattr(module.faiss, "get_num_gpus", lambda: 0)():
+        pytest.skip("no GPU")
+    on_gpu = search(queries, gallery, 10)[0]
+    monkeypatch.setattr(module, "_GPU_DEPTH", 0)
+    assert (on_gpu == search(queries, gallery, 10)[0]).mean() > 0.99
+
+
 def test_features_are_kept_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "kept"
     rng = np.random.default_rng(0)
