@@ -77,7 +77,7 @@ class Store:
     def read(self, row: int) -> memoryview:
         """The image's bytes, not copied; DataError where they are not those that were packed."""
         batch, place = self._at(row)
-        data = memoryview(batch["image"][place].as_buffer())
+        data = memoryview(batch["image"][place].as_buffer()).toreadonly()
         if zlib.crc32(data) != batch["crc32"][place].as_py():
             raise DataError(f"image {_printable(batch, place)} in {self._shard_of(row)!r} of {self.path!r} is damaged")
         return data
