@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_a_packed_store_gives_the_same_table_from_the_command_line(tmp_path: Pat
             "cluster.storage": tmp_path,
         }
         sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-        done = run(["python", "sweeps/capacity.py", "--recipe", "sweeps/recipes/photographs.yaml", *sets])
+        done = run([sys.executable, "sweeps/capacity.py", "--recipe", "sweeps/recipes/photographs.yaml", *sets])
         assert done.returncode == 0, done.stderr
         rows = results.read(tmp_path / name / "results").sort_by([("query_capacity", "ascending")]).to_pylist()
         tables.append([(r["query_capacity"], r["gallery_capacity"], r["map"], r["recall_at_1"]) for r in rows])

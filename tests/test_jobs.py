@@ -154,9 +154,9 @@ def test_a_killed_driver_loses_nothing(data: Path, undisturbed: Path, tmp_path: 
 
     killed_when(lambda: checkpoints(tmp_path) >= 2)
     trained = checkpoints(tmp_path)
-    killed_when(lambda: len(list(tmp_path.glob("job/features/*.safetensors"))) >= 2)
+    killed_when(lambda: len(list(tmp_path.glob("job/features/[!.]*"))) >= 2)
     assert trained >= 2
-    kept = {p: p.stat().st_mtime_ns for p in tmp_path.glob("job/features/*.safetensors")}
+    kept = {p: p.stat().st_mtime_ns for p in tmp_path.glob("job/features/[!.]*")}
     done = run(command(data, tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nothing to do" in done.stdout
