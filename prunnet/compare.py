@@ -55,7 +55,7 @@ class Side:
     def features(self, config: DataConfig, split: str, calibrate: bool, batch_size: int = 256) -> Tested:
         """Embeddings of a split, through this side's preprocessing."""
         dataset = data.load(seen_through(config, self.preprocessing))
-        test = dataset.split(split)
+        test = dataset.split(split).held()
         if calibrate and self.is_network:
             self.cut.calibrate(calibration_loader(dataset.train, batch_size=batch_size))
         queries, gallery = embed_test(self.cut, test, batch_size)

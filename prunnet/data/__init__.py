@@ -115,7 +115,12 @@ def load(config: DataConfig) -> Dataset:
 
 def load_for(recipe: Recipe) -> Dataset:
     """A recipe's training set with the tests that its `sweep` section asks for: those of another data set
-    (`sweep.dataset`), of whole images (`sweep.long_side`), at several scales."""
+    (`sweep.dataset`), of whole images (`sweep.long_side`), at several scales. The images of the split that is asked for
+    are in memory where they are few enough, so an unreadable one is found here."""
+    return _tested_as_asked(recipe).holding(recipe.sweep.split)
+
+
+def _tested_as_asked(recipe: Recipe) -> Dataset:
     dataset, sweep = load(recipe.data), recipe.sweep
     if sweep.dataset is None and sweep.long_side is None and sweep.scales == (1.0,):
         return dataset

@@ -40,6 +40,10 @@ class ImageSet(Protocol):
         """Hash of images and labels, preprocessing aside where the images are files."""
         ...
 
+    def held(self) -> ImageSet:
+        """The same set, decoded and in memory where it is small enough."""
+        ...
+
 
 @dataclass(frozen=True)
 class MemoryImages:
@@ -57,6 +61,9 @@ class MemoryImages:
 
     def fingerprint(self) -> str:
         return hashing.of_arrays({"pixels": self.pixels, "labels": self.labels})
+
+    def held(self) -> ImageSet:
+        return self
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,9 @@ class SomeImages:
     def fingerprint(self) -> str:
         own = hashing.of_arrays({"indices": self.indices, "labels": self.labels})
         return hashing.of_json([self.images.fingerprint(), own])
+
+    def held(self) -> ImageSet:
+        return replace(self, images=self.images.held())
 
 
 @dataclass(frozen=True)
@@ -128,6 +138,11 @@ class RetrievalTest:
         hard = list(self.lists["hard"]) if self.lists is not None and "hard" in self.lists else None
         return Truth(self.relevant(), self.junk(), hard, self.recalls)
 
+    def held(self) -> RetrievalTest:
+        """The same test with its images in memory, where they are few enough; DataError for one that is unreadable."""
+        queries = self.queries.held()
+        return replace(self, queries=queries, gallery=queries if self.leave_one_out else self.gallery.held())
+
     def _same_label(self) -> list[IntArray]:
         order = np.argsort(self.gallery.labels, kind="stable")
         sorted_labels = self.gallery.labels[order]
@@ -166,6 +181,12 @@ class Dataset:
     preprocessing: Preprocessing
     notes: tuple[str, ...] = ()
     """What a user should know of this copy: counts that differ, rows without files."""
+
+    def holding(self, split: str) -> Dataset:
+        """With the images of one of its tests in memory, where they are few enough."""
+        if split == "validation" and self.validation is not None:
+            return replace(self, validation=self.validation.held())
+        return replace(self, test=self.test.held()) if split == "test" else self
 
     def split(self, name: str) -> RetrievalTest:
         """`test` or `validation`; DataError where the recipe left no class for it."""

@@ -114,7 +114,7 @@ class Listing:
         """Where this copy differs from what is expected of a whole one."""
         found = self.counts()
         return [
-            f"{self.name}: {found[what]:,} {what} {'' if what.endswith('classes') else 'images '}found, "
+            f"{self.name}: {found[what]:,} {what} {'images ' if what in self.parts() else ''}found, "
             f"{count:,} expected ({found[what] - count:+,})"
             for what, count in self.expected.items()
             if what in found and found[what] != count
@@ -169,13 +169,13 @@ def readable(listing: Listing) -> Listing:
 
 
 def tests(listing: Listing, preprocessing: Preprocessing) -> dict[str, RetrievalTest]:
-    """The retrieval tests of a listing, by split."""
+    """The retrieval tests of a listing, by split; their images are not opened yet."""
     return {name: _test(listing, split, preprocessing) for name, split in listing.splits.items()}
 
 
 def _test(listing: Listing, split: Split, preprocessing: Preprocessing) -> RetrievalTest:
     def images(part: Part) -> Any:
-        return ImageFiles(listing.files, part.rows, part.labels, preprocessing, crop=True, boxes=part.boxes).held()
+        return ImageFiles(listing.files, part.rows, part.labels, preprocessing, crop=True, boxes=part.boxes)
 
     queries = images(split.queries)
     gallery = queries if split.gallery is None else images(split.gallery)
