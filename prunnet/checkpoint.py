@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prunnet import hashing
+from prunnet.atomic import put_in_place
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, one_line
 from prunnet.nets import RetrievalNet
@@ -26,17 +26,9 @@ MORE_SPEC_KEYS = frozenset(["width", "scored", "switch"])
 
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], kind: str, header: dict[str, Any]) -> None:
     """Writes tensors and header under a temporary name, syncs, renames: a reader sees all of it or nothing."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with put_in_place(Path(path)) as temporary:
         save_file(plain, temporary, metadata={"prunnet": hashing.canonical_json({"kind": kind, **header})})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

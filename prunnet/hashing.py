@@ -59,4 +59,4 @@ def of_file(path: str | Path) -> str:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise CheckpointError(f"weights {str(path)!r} cannot be read: {error.strerror}") from None
+        raise CheckpointError(f"{str(path)!r} cannot be read: {error.strerror}") from None

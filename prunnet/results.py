@@ -7,7 +7,6 @@ determines them (`unit_key`), a part file by the keys it holds, so a retry or a 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from prunnet.atomic import put_in_place
 from prunnet.errors import ConfigError, ResultsError
 from prunnet.gains import p_1 as p_1
 from prunnet.gains import p_comp as p_comp
@@ -82,23 +82,14 @@ def write_part(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     Raises ResultsError for a row without a `unit_key` or with an unknown column.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     table = as_table(rows)
     path = folder / f"part-{of_json(sorted(table['unit_key'].to_pylist()))[:32]}.parquet"
     if path.exists():
         return path
-    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
-    try:
-        with temporary.open("wb") as file:
-            pq.write_table(table, file)
-            file.flush()
-            os.fsync(file.fileno())
+    with put_in_place(path) as temporary:
+        pq.write_table(table, temporary)
         if not pq.read_table(temporary).equals(table):
             raise ResultsError(f"{str(path)!r}: what was read back is not what was written; is the disk whole?")
-        temporary.replace(path)
-        _sync_folder(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -166,10 +157,8 @@ def pack(folder: str | Path, path: str | Path) -> int:
     Atomic. `unpack` is the way back.
     """
     table, path = read(folder).sort_by([("trial_id", "ascending"), ("unit_key", "ascending")]), Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    pq.write_table(table, temporary, compression="zstd")
-    temporary.replace(path)
+    with put_in_place(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
     return len(table)
 
 
@@ -249,11 +238,3 @@ def best_under(
 
 def _number(value: Any) -> bool:
     return value is not None and not math.isnan(value)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

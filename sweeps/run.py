@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from cluster.session import in_submitted_job
+from prunnet.atomic import put_in_place
 from prunnet.config import Recipe
 from prunnet.errors import ConfigError
 
@@ -139,6 +140,5 @@ def _absolute(path: str) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with put_in_place(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -11,7 +11,6 @@ is read; `verify` looks at every byte.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import zlib
@@ -27,10 +26,12 @@ import numpy as np
 import pyarrow as pa
 
 from prunnet import hashing
+from prunnet.atomic import put_in_place
 from prunnet.data.base import IntArray
 from prunnet.data.decode import size_of
 from prunnet.data.listing import Groups, Listing, Part, Split
 from prunnet.errors import DataError
+from prunnet.hashing import of_file
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -197,7 +198,8 @@ class _Begun:
             return
         if foreign := [entry.name for entry in self.path.iterdir() if entry.name != _LOCK]:
             raise DataError(f"{str(self.path)!r} is no packed store and not empty ({foreign[0]!r}); pack elsewhere")
-        _write(file, lambda out: out.write(self.identity.encode()))
+        with put_in_place(file) as temporary:
+            temporary.write_text(self.identity, encoding="utf-8")
 
 
 _LOCK = ".lock"
@@ -260,14 +262,10 @@ def _held(path: Path) -> Iterator[None]:
 
 def _shard(file: Path, listing: Listing, rows: IntArray) -> dict[str, Any]:
     if not file.exists():
-
-        def write(sink: Any) -> None:
-            with pa.ipc.new_file(sink, _SHARD) as writer:
-                for start in range(0, len(rows), BATCH):
-                    writer.write_batch(_packed_batch(listing, rows[start : start + BATCH]))
-
-        _write(file, write)
-    return {"file": file.name, "rows": len(rows), "sha256": _sha(file)}
+        with put_in_place(file) as temporary, pa.ipc.new_file(str(temporary), _SHARD) as writer:
+            for start in range(0, len(rows), BATCH):
+                writer.write_batch(_packed_batch(listing, rows[start : start + BATCH]))
+    return {"file": file.name, "rows": len(rows), "sha256": of_file(file)}
 
 
 def _packed_batch(listing: Listing, rows: IntArray) -> pa.RecordBatch:
@@ -293,12 +291,9 @@ def _finish(path: Path, listing: Listing, rows: IntArray, shards: list[dict[str,
     def keep(name: str, columns: Mapping[str, Any]) -> str:
         table = pa.table(dict(columns))
 
-        def write(sink: Any) -> None:
-            with pa.ipc.new_file(sink, table.schema) as writer:
-                writer.write_table(table, max_chunksize=max(1, len(table)))
-
-        _write(path / name, write)
-        hashes[name] = _sha(path / name)
+        with put_in_place(path / name) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
+            writer.write_table(table, max_chunksize=max(1, len(table)))
+        hashes[name] = of_file(path / name)
         return name
 
     def part(name: str, kept: Part | None) -> str | None:
@@ -339,21 +334,9 @@ def _finish(path: Path, listing: Listing, rows: IntArray, shards: list[dict[str,
     }
     manifest = json.loads(json.dumps(manifest))
     text = json.dumps({**manifest, "sha256": hashing.of_json(manifest)}, indent=1)
-    _write(path / MANIFEST, lambda out: out.write(text.encode()))
+    with put_in_place(path / MANIFEST) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     (path / _Begun.FILE).unlink(missing_ok=True)
-
-
-def _write(file: Path, write: Callable[[Any], Any]) -> None:
-    """Whole or not at all."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
-        with temporary.open("wb") as out:
-            write(out)
-            out.flush()
-            os.fsync(out.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def verify(root: str | Path, report: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
@@ -363,13 +346,13 @@ def verify(root: str | Path, report: Callable[[int, int], None] = lambda done, t
     manifest = _manifest(path)
     wrong = []
     for name, sha in manifest["files"].items():
-        if not (path / name).exists() or _sha(path / name) != sha:
+        if not (path / name).exists() or of_file(path / name) != sha:
             wrong.append(f"{name}: missing or damaged")
     store = Store(str(path), tuple(manifest["shards"]))
     for number, shard in enumerate(store.shards):
         if not (path / shard["file"]).exists():
             wrong.append(f"{shard['file']}: missing")
-        elif _sha(path / shard["file"]) != shard["sha256"]:
+        elif of_file(path / shard["file"]) != shard["sha256"]:
             wrong.append(f"{shard['file']}: {_first_damaged(store, number * ROWS, shard['rows'])}")
         report(number + 1, len(store.shards))
     return wrong
@@ -382,8 +365,3 @@ def _first_damaged(store: Store, first: int, rows: int) -> str:
         except DataError as error:
             return str(error)
     return "damaged between its images"
-
-
-def _sha(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

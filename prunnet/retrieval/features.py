@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from prunnet.data.base import ImageSet, RetrievalTest
 from prunnet.data.loading import prefetched
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError
+from prunnet.hashing import of_file
 from prunnet.retrieval.search import Features
 from prunnet.subnetworks import Subnetwork
 
@@ -112,7 +112,7 @@ def make_features(
         for array in made.values():
             assert isinstance(array, np.memmap)
             array.flush()
-        hashes = {name: _sha(folder / f"{name}.npy") for name in made}
+        hashes = {name: of_file(folder / f"{name}.npy") for name in made}
         seconds = time.perf_counter() - started
         kept = {"format": FORMAT, **identity, "hashes": hashes, "seconds": seconds}
         with (folder / IDENTITY).open("w", encoding="utf-8") as file:
@@ -128,7 +128,9 @@ def load_features(path: str | Path, key: str | None = None) -> StoredFeatures:
     try:
         identity = json.loads((path / IDENTITY).read_text(encoding="utf-8"))
         hashes = identity["hashes"]
-        if identity.get("format") != FORMAT or any(_sha(path / f"{name}.npy") != sha for name, sha in hashes.items()):
+        if identity.get("format") != FORMAT or any(
+            of_file(path / f"{name}.npy") != sha for name, sha in hashes.items()
+        ):
             raise CheckpointError(f"features {str(path)!r} are damaged; remove the folder")
         arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in hashes}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -140,8 +142,3 @@ def load_features(path: str | Path, key: str | None = None) -> StoredFeatures:
     if key is not None and identity.get("key") != key:
         raise CheckpointError(f"features {str(path)!r} were made for another key; remove the folder")
     return StoredFeatures(arrays["queries"], arrays.get("gallery", arrays["queries"]), identity)
-
-
-def _sha(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
