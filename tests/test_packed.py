@@ -93,7 +93,7 @@ def test_a_store_is_not_begun_over_something_else(root: Path, tmp_path: Path) ->
     packed.pack(listing, tmp_path / "store")
     packed.pack(listing, tmp_path / "store")  # finished: left as it is
     sop = LAYOUTS["sop"](tmp_path / "sop")
-    with pytest.raises(DataError, match=r"store of 45 images of 'inshop', not of 32 of 'sop'"):
+    with pytest.raises(DataError, match=r"finished store of 45 images of 'inshop', which are not.* 32 of 'sop'"):
         packed.pack(data.whole(config(sop, "sop")), tmp_path / "store")
     with pytest.raises(DataError, match=r"is a packed store of 'inshop', not 'sop'"):
         data.load(config(tmp_path / "store", "sop"))
@@ -143,6 +143,26 @@ def flip(path: Path, place: int) -> None:
     path.write_bytes(content)
     packed._mapped.cache_clear()
     packed._batch.cache_clear()
+
+
+def test_a_damaged_list_is_named_when_the_data_set_is_read(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    packed.pack(data.whole(config(root)), out)
+    whole = (out / "part-train.arrow").read_bytes()
+    flip(out / "part-train.arrow", len(whole) // 2)
+    with pytest.raises(DataError, match=r"part-train.arrow: missing or damaged in .*; pack the data set again"):
+        data.load(config(out))
+
+
+def test_a_finished_store_of_an_older_copy_is_not_taken_for_this_one(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    packed.pack(data.whole(config(root)), out)
+    with pytest.raises(DataError, match="are not, or no longer, these 45"):
+        packed.pack(data.whole(config(root).model_copy(update={"boxes": True})), out)
+    image = next((root / "Img").rglob("00_1_front.jpg"))
+    image.write_bytes(image.read_bytes() + b"more")
+    with pytest.raises(DataError, match="are not, or no longer, these 45"):
+        packed.pack(data.whole(config(root)), out)
 
 
 def test_a_lost_shard_is_named(root: Path, tmp_path: Path) -> None:

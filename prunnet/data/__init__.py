@@ -84,6 +84,7 @@ def whole(config: DataConfig) -> Listing:
     if config.name not in READERS:
         raise DataError(unknown("data.name", config.name, DATASETS))
     if config.root and packed.is_store(config.root):
+        packed.check_lists(config.root)
         found = packed.read(config.root)
         if found.name != config.name:
             raise DataError(f"data.root={config.root!r} is a packed store of {found.name!r}, not {config.name!r}")
