@@ -132,3 +132,14 @@ def test_best_under_picks_the_row_to_ship() -> None:
         best_under(table, macs=5)
     with pytest.raises(ConfigError, match="valid: map"):
         best_under(table, metric="accuracy")
+
+
+def test_parts_of_before_a_column_was_added_have_nulls_in_it(tmp_path: Path) -> None:
+    results.write_part(tmp_path, [{"unit_key": "new", "map": 0.5, "protocol": "gldv2"}])
+    older = results.as_table([{"unit_key": "old", "map": 0.25}]).drop_columns(sorted(results.ADDED))
+    pq.write_table(older, tmp_path / "part-old.parquet")
+    rows = {row["unit_key"]: row for row in results.read(tmp_path).to_pylist()}
+    assert (rows["old"]["map"], rows["old"]["protocol"], rows["new"]["protocol"]) == (0.25, None, "gldv2")
+    pq.write_table(older.drop_columns(["map"]), tmp_path / "part-foreign.parquet")
+    with pytest.raises(ResultsError, match="another schema"):
+        results.read(tmp_path)

@@ -1,0 +1,50 @@
+"""How much of what a network keeps at 20% its best quarter holds: what is left at 5%.
+
+    python -m benchmarks.concentration runs/methods_omniglot/models
+
+For every network of an ablation that was trained at 20% (alone, or among other capacities): the mean over its layers of
+the sum of squared weights under the 5% mask over that under the 20% mask. One line a network.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from prunnet import prunable
+from prunnet.checkpoint import load_network
+from prunnet.masks import top_k_mask
+from prunnet.nets import RetrievalNet
+from prunnet.plan import method_name
+
+KEPT, LEFT = 0.2, 0.05
+
+
+@torch.no_grad()
+def share_left(net: RetrievalNet) -> float:
+    """Mean over the layers, 0.25 where all kept weights are alike, 1 where the best quarter holds everything."""
+    shares = []
+    for layer in prunable.layers(net).values():
+        energy, score = layer.get_parameter("weight") ** 2, layer.get_parameter("score")
+        kept, left = (float(energy[top_k_mask(score, capacity)].sum()) for capacity in (KEPT, LEFT))
+        shares.append(left / kept)
+    return sum(shares) / len(shares)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", type=Path)
+    lines = []
+    for path in sorted(parser.parse_args().models.glob("*.safetensors")):
+        net, header = load_network(path)
+        train = header["recipe"]["train"]
+        if prunable.layers(net) and KEPT in (train["alone"], *train["capacities"]):
+            name = method_name(train)
+            lines.append(f"{name:<16} seed {train['seed']}  lr {train['lr']:<5g} share left {share_left(net):.3f}")
+    print("\n".join(sorted(lines)))
+
+
+if __name__ == "__main__":
+    main()
