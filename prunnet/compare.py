@@ -15,7 +15,7 @@ import numpy as np
 
 from prunnet import data
 from prunnet.checkpoint import NETWORK, load_network, read_header
-from prunnet.config import DataConfig, parse_recipe
+from prunnet.config import DataConfig, Recipe, parse_recipe
 from prunnet.data.base import RetrievalTest
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError
@@ -52,10 +52,11 @@ class Side:
             raise CheckpointError(f"{str(path)!r} does not say what preprocessing its images had")
         return cls(str(path), cut, Preprocessing.from_json(made), header["kind"] == NETWORK)
 
-    def features(self, config: DataConfig, split: str, calibrate: bool, batch_size: int = 256) -> Tested:
-        """Embeddings of a split, through this side's preprocessing."""
-        dataset = data.load(seen_through(config, self.preprocessing))
-        test = dataset.split(split).held()
+    def features(self, recipe: Recipe, calibrate: bool, batch_size: int = 256) -> Tested:
+        """Embeddings of the split that a recipe tests, through this side's preprocessing."""
+        seen = seen_through(recipe.data, self.preprocessing)
+        dataset = data.load_for(recipe.model_copy(update={"data": seen}))
+        test = dataset.split(recipe.sweep.split)
         if calibrate and self.is_network:
             self.cut.calibrate(calibration_loader(dataset.train, batch_size=batch_size))
         queries, gallery = embed_test(self.cut, test, batch_size)
@@ -87,9 +88,12 @@ class Comparison:
 
 
 def compare(
-    query: Side, gallery: Side, independent: Side | None = None, *, config: DataConfig, split: str, calibrate: bool
+    query: Side, gallery: Side, independent: Side | None = None, *, recipe: Recipe, calibrate: bool
 ) -> Comparison:
     """Tests query against gallery, each against itself, and what an upgrade from gallery to query is worth.
+
+    Args:
+        recipe: its `data`, or its `sweep.dataset`, are tested on its `sweep.split`.
 
     Raises ConfigError where the embeddings differ in length.
     """
@@ -100,7 +104,7 @@ def compare(
             f"query {query.path!r} has embeddings of length {lengths['query']}, gallery {gallery.path!r} of "
             f"{lengths['gallery']}: they do not compare"
         )
-    seen = {name: side.features(config, split, calibrate) for name, side in sides.items()}
+    seen = {name: side.features(recipe, calibrate) for name, side in sides.items()}
     test = seen["query"].test
     truth = test.truth()
     pairs = {"query": ("query", "query"), "gallery": ("gallery", "gallery"), "cross": ("query", "gallery")}

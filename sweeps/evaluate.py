@@ -3,8 +3,8 @@
     prunnet evaluate --query NEW --gallery OLD
     prunnet evaluate --query NEW --gallery OLD --independent NEW_STAR --query-capacity 0.2
 
-Each is a network's file (model.safetensors of a run) or a saved subnetwork. Tested on the query network's data, or
-on those of --recipe.
+Each is a network's file (model.safetensors of a run) or a saved subnetwork. Tested on the query network's data, on
+those of --recipe, or on another benchmark: --set sweep.dataset=roxford5k --set sweep.root=DIR.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prunnet.compare import Comparison, Side, compare, data_of
-from prunnet.config import DataConfig, load_recipe
+from prunnet.config import Recipe, load_recipe
 from prunnet.errors import ConfigError
 from sweeps.run import absolute_paths
 
@@ -42,21 +42,23 @@ def main(
         raise ConfigError(f"--split {split!r}; valid: test, validation")
     sides = {"query": Side.load(query, query_capacity), "gallery": Side.load(gallery, gallery_capacity)}
     third = Side.load(independent) if independent else None
-    data = tested_data(sides["query"], recipe, set_ or [])
-    found = compare(sides["query"], sides["gallery"], third, config=data, split=split, calibrate=calibrate)
+    tested = tested_on(sides["query"], recipe, set_ or [], split)
+    found = compare(sides["query"], sides["gallery"], third, recipe=tested, calibrate=calibrate)
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=1))
     else:
         show(found, {**sides, **({"independent": third} if third else {})}, Console())
 
 
-def tested_data(query: Side, recipe: Path | None, overrides: list[str]) -> DataConfig:
-    """The recipe's data, or the query network's; `overrides` change either."""
+def tested_on(query: Side, recipe: Path | None, overrides: list[str], split: str) -> Recipe:
+    """The recipe's data, or the query network's; `overrides` change either, and may name another set to test on."""
+    given = absolute_paths(load_recipe(recipe, overrides))
+    sweep = given.sweep.model_copy(update={"split": split})
     if recipe is not None:
-        return absolute_paths(load_recipe(recipe, overrides)).data
-    changed = absolute_paths(load_recipe(None, overrides)).data.model_dump()
+        return given.model_copy(update={"sweep": sweep})
     said = {o.partition("=")[0].strip().removeprefix("data.") for o in overrides}
-    return data_of(query, {key: value for key, value in changed.items() if key in said})
+    changed = {key: value for key, value in given.data.model_dump().items() if key in said}
+    return given.model_copy(update={"data": data_of(query, changed), "sweep": sweep})
 
 
 def show(found: Comparison, sides: dict[str, Side], console: Console) -> None:

@@ -19,6 +19,7 @@ from tests.test_layouts import check_rows, config, recipe
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 
+@pytest.mark.timeout(1500)  # eleven starts of a worker group
 def test_every_data_set_is_trained_on_and_tested_by_the_main_job(tmp_path: Path) -> None:
     with session(ClusterConfig(workers=2, actors=1)):
         for name in LAYOUTS:

@@ -25,6 +25,7 @@ from prunnet.subnetworks import subnetwork
 from prunnet.upgrade import OldNetwork, converted
 from sweeps.cli import app
 from tests.conftest import image_folder, tiny_net
+from tests.layouts import LAYOUTS
 
 # --- gains -------------------------------------------------------------------------------------------------
 
@@ -187,6 +188,15 @@ def test_evaluate_takes_capacities_subnetworks_and_other_preprocessing(
     assert "@ 0.3" in said
     said = evaluate("--query", networks["new"], "--gallery", networks["large"])
     assert "preprocessing of gallery differs: image_size 24 (query: 16)" in " ".join(said.split())
+
+
+@pytest.mark.filterwarnings("ignore::prunnet.errors.DataWarning")
+def test_evaluate_tests_on_another_benchmark_under_its_protocol(networks: dict[str, Path], tmp_path: Path) -> None:
+    root = LAYOUTS["roxford5k"](tmp_path / "oxford")
+    elsewhere = ("--set", "sweep.dataset=roxford5k", "--set", f"sweep.root={root}", "--json")
+    found = json.loads(evaluate("--query", networks["new"], "--gallery", networks["old"], *elsewhere))
+    assert found["tests"]["cross"]["queries"] == 3
+    assert found["tests"]["cross"]["map"] == found["tests"]["cross"]["map_medium"]
 
 
 def test_a_network_that_does_not_say_how_it_was_trained_is_tested_on_a_recipes_data(
