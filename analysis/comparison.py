@@ -159,6 +159,11 @@ def tuning_table(rows: Iterable[Row]) -> str:
     return markdown(["", *(f"{rate:g}" for rate in rates)], lines)
 
 
+def _same_recipe(one: dict[int, list[Row]], other: dict[int, list[Row]]) -> bool:
+    """Whether two trials trained and tested the same: they differ by chance only, as bf16 sums of two machines do."""
+    return {row["config_hash"] for row in _rows(one)} == {row["config_hash"] for row in _rows(other)}
+
+
 def page(rows: Sequence[Row]) -> str:
     """All tables, with what each column is."""
     methods, variants, upgrade = (grouped(rows, table) for table in ("methods", "variants", "upgrade"))
@@ -176,7 +181,9 @@ def page(rows: Sequence[Row]) -> str:
                 parts += [f"### {title}, {said} (%)", by_capacity(methods, metric, test, low)]
         parts += ["### What training took", cost_table(methods)]
         if variants and default is not None:
-            compared = {f"{default} (default)": methods[default], **variants}
+            again = {name: seeds for name, seeds in upgrade.items() if _same_recipe(seeds, methods[default])}
+            compared = {f"{default} (default)": methods[default]}
+            compared |= {f"{default} (default), trained again": seeds for seeds in again.values()} | variants
             parts += ["### One factor away from the default: cross-test mAP (%)"]
             parts += [by_capacity(compared, "map", lambda c: 1.0, low)]
     if upgrade:
