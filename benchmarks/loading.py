@@ -5,7 +5,7 @@
 One sequential epoch each, all in one run, taking turns: `folder` reads and decodes JPEG files, `packed` the same
 images from a store, `decode` the same bytes held in memory. Everything ends as 224 px pixels in batches of 64. Files
 are in the page cache, so what is compared is the software, not the disk. `open_ratio` is the time to open a store of
-`--many` rows and read an image against one of a hundredth.
+`--many` rows and read an image against one of a hundredth; `read_us` the time to read one image's bytes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from prunnet import data
 from prunnet.config import DataConfig
 from prunnet.data import packed
 from prunnet.data.base import IntArray
-from prunnet.data.files import Files, ImageFiles
+from prunnet.data.files import Encoded, Files, ImageFiles
 from prunnet.data.listing import Listing, Part
 from prunnet.data.loading import loaded
 
@@ -70,6 +70,17 @@ def epoch(images: ImageFiles, processes: int) -> Callable[[], object]:
     return lambda: sum(int(pixels[0, 0, 0, 0]) for pixels in loaded(images, batches, processes))
 
 
+def microseconds_to_read(files: Encoded) -> float:
+    """Of one image's bytes, without decoding them; the best of five rounds over all."""
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        for row in range(len(files)):
+            files.read(row)
+        times.append(time.perf_counter() - started)
+    return 1e6 * min(times) / len(files)
+
+
 def seconds_to_open(folder: Path, rows: int) -> float:
     """Of a store of `rows` tiny images, to its first image; the best of five."""
     out = io.BytesIO()
@@ -103,16 +114,18 @@ def main() -> None:
         assert isinstance(listing.files, Files)
         held = Held(tuple(bytes(listing.files.read(int(row))) for row in rows))
         preprocessing = data.Preprocessing.from_config(config)
-        sources = {"folder": listing.files, "packed": packed.read(store).files, "decode": held}
+        sources: dict[str, Encoded] = {"folder": listing.files, "packed": packed.read(store).files, "decode": held}
         sets = {n: ImageFiles(f, rows, rows, preprocessing, crop=True) for n, f in sources.items()}
         actions = {f"{n}_{p}": epoch(s, p) for p in (1, 2) for n, s in sets.items()}
         taken = interleaved(actions, given.rounds, warmup=1)
         rates = {name: len(rows) // BATCH * BATCH / median(seconds) for name, seconds in taken.items()}
+        microseconds = {name: microseconds_to_read(sources[name]) for name in ("folder", "packed")}
         few, many = (seconds_to_open(Path(temporary) / f"s{n}", n) for n in (given.many // 100, given.many))
     show(
         folder=[round(rates[f"folder_{p}"], 1) for p in (1, 2)],
         packed=[round(rates[f"packed_{p}"], 1) for p in (1, 2)],
         decode=[round(rates[f"decode_{p}"], 1) for p in (1, 2)],
+        read_us={name: round(microseconds[name], 1) for name in ("folder", "packed")},
         packed_of_decode=min(rates[f"packed_{p}"] / rates[f"decode_{p}"] for p in (1, 2)),
         packed_of_folder=min(rates[f"packed_{p}"] / rates[f"folder_{p}"] for p in (1, 2)),
         open_seconds=many,

@@ -134,8 +134,7 @@ def read(root: str | Path) -> Listing:
 
 
 def check_lists(root: str | Path) -> None:
-    """DataError where a list of a store is not as it was packed. Some 15 ms for a million images; images are checked
-    one by one as they are read."""
+    """DataError where a list of a store is not as it was packed. Images are checked one by one as they are read."""
     path = Path(root).expanduser()
     if wrong := _damaged_lists(path, _manifest(path)):
         raise DataError(f"{wrong[0]} in {str(path)!r}; pack the data set again")
