@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
 
 
 def interleaved(actions: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
-    """Seconds of each action, one after the other in every round, so that a slow spell of the machine hits all."""
+    """Seconds of each action, one after the other in every round, in a random order: a slow spell of the machine hits
+    all, and none always follows the same other."""
     seconds: dict[str, list[float]] = {name: [] for name in actions}
+    order = random.Random(0)
     for turn in range(warmup + rounds):
-        for name, action in actions.items():
+        for name, action in order.sample(sorted(actions.items(), key=itemgetter(0)), len(actions)):
             started = time.perf_counter()
             action()
             if turn >= warmup:
@@ -26,6 +30,11 @@ def interleaved(actions: Mapping[str, Callable[[], object]], rounds: int, warmup
 
 def median(values: Sequence[float]) -> float:
     return statistics.median(values)
+
+
+def speed_of(seconds: Mapping[str, Sequence[float]], of: str, to: str) -> float:
+    """How many times as fast as `to` the action `of` is: the median of the rounds' own ratios."""
+    return median([slow / fast for fast, slow in zip(seconds[of], seconds[to], strict=True)])
 
 
 def spread(values: Sequence[float]) -> float:

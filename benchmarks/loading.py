@@ -1,6 +1,6 @@
 """Images per second from files and from a packed store, against decoding alone, for one process and two.
 
-    python -m benchmarks.loading [--images 2000] [--side 320] [--rounds 3]
+    python -m benchmarks.loading [--images 1280] [--side 320] [--rounds 11]
 
 One sequential epoch each, all in one run, taking turns: `folder` reads and decodes JPEG files, `packed` the same
 images from a store, `decode` the same bytes held in memory. Everything ends as 224 px pixels in batches of 64. Files
@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from benchmarks.common import interleaved, median, show
+from benchmarks.common import interleaved, median, show, speed_of
 from prunnet import data
 from prunnet.config import DataConfig
 from prunnet.data import packed
@@ -101,7 +101,7 @@ def seconds_to_open(folder: Path, rows: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("images", 1280), ("side", 320), ("rounds", 5), ("many", 400_000)):
+    for name, default in (("images", 1280), ("side", 320), ("rounds", 11), ("many", 400_000)):
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -126,8 +126,8 @@ def main() -> None:
         packed=[round(rates[f"packed_{p}"], 1) for p in (1, 2)],
         decode=[round(rates[f"decode_{p}"], 1) for p in (1, 2)],
         read_us={name: round(microseconds[name], 1) for name in ("folder", "packed")},
-        packed_of_decode=min(rates[f"packed_{p}"] / rates[f"decode_{p}"] for p in (1, 2)),
-        packed_of_folder=min(rates[f"packed_{p}"] / rates[f"folder_{p}"] for p in (1, 2)),
+        packed_of_decode=[round(speed_of(taken, f"packed_{p}", f"decode_{p}"), 3) for p in (1, 2)],
+        packed_of_folder=[round(speed_of(taken, f"packed_{p}", f"folder_{p}"), 3) for p in (1, 2)],
         open_seconds=many,
         open_ratio=many / few,
         arrow=pa.__version__,

@@ -73,45 +73,56 @@ class Store:
 
     def name(self, row: int) -> str:
         batch, place = self._at(row)
-        return batch["name"][place].as_py()
+        return batch.names[place].as_py()
 
     def read(self, row: int) -> memoryview:
         """The image's bytes, not copied; DataError where they are not those that were packed."""
         batch, place = self._at(row)
-        data = memoryview(batch["image"][place].as_buffer()).toreadonly()
-        if zlib.crc32(data) != batch["crc32"][place].as_py():
-            raise DataError(f"image {_printable(batch, place)} in {self._shard_of(row)!r} of {self.path!r} is damaged")
+        data = batch.data[batch.bounds[place] : batch.bounds[place + 1]]
+        if zlib.crc32(data) != batch.checksums[place]:
+            file = self.shards[row // ROWS]["file"]
+            raise DataError(f"image {batch.printable(place)} in {file!r} of {self.path!r} is damaged")
         return data
 
     def stamp(self, rows: IntArray) -> str:
         return hashing.of_json([[shard["sha256"] for shard in self.shards], hashing.of_arrays({"rows": rows})])
 
-    def _shard_of(self, row: int) -> str:
-        return str(self.shards[row // ROWS]["file"])
-
-    def _at(self, row: int) -> tuple[pa.RecordBatch, int]:
-        file, within = str(Path(self.path) / self._shard_of(row)), row % ROWS
+    def _at(self, row: int) -> tuple[_Batch, int]:
+        shard, within = divmod(row, ROWS)
         try:
-            return _batch(os.getpid(), file, within // BATCH), within % BATCH
-        except (pa.ArrowException, OSError, IndexError) as error:
+            return _batch(os.getpid(), self.path, self.shards[shard]["file"], within // BATCH), within % BATCH
+        except (pa.ArrowException, OSError, IndexError, ValueError) as error:
+            file = str(Path(self.path) / self.shards[shard]["file"])
             raise DataError(f"{file!r} cannot be read ({type(error).__name__}); pack the data set again") from None
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """The images of one record batch, ready to be sliced: Arrow's own scalars cost more than the read."""
+
+    names: pa.LargeStringArray
+    data: memoryview
+    bounds: list[int]
+    checksums: list[int]
+
+    def printable(self, place: int) -> str:
+        try:
+            return repr(self.names[place].as_py())
+        except (UnicodeDecodeError, pa.ArrowException):
+            return f"number {place} of a batch"
+
+
 @lru_cache(maxsize=512)
-def _mapped(pid: int, file: str) -> pa.ipc.RecordBatchFileReader:
-    return pa.ipc.open_file(pa.memory_map(file))
+def _mapped(pid: int, path: str, file: str) -> pa.ipc.RecordBatchFileReader:
+    return pa.ipc.open_file(pa.memory_map(str(Path(path) / file)))
 
 
 @lru_cache(maxsize=256)
-def _batch(pid: int, file: str, number: int) -> pa.RecordBatch:
-    return _mapped(pid, file).get_batch(number)
-
-
-def _printable(batch: pa.RecordBatch, place: int) -> str:
-    try:
-        return repr(batch["name"][place].as_py())
-    except (UnicodeDecodeError, pa.ArrowException):
-        return f"number {place} of a batch"
+def _batch(pid: int, path: str, file: str, number: int) -> _Batch:
+    batch = _mapped(pid, path, file).get_batch(number)
+    _, bounds, data = batch["image"].buffers()
+    starts = np.frombuffer(bounds, np.int64, len(batch) + 1)
+    return _Batch(batch["name"], memoryview(data or b"").toreadonly(), starts.tolist(), batch["crc32"].to_pylist())
 
 
 def read(root: str | Path) -> Listing:
