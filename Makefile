@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint install clean
+.PHONY: demo search test test-slow lint install clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
@@ -16,6 +16,9 @@ install: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/python sweeps/capacity.py --recipe sweeps/recipes/demo.yaml
+
+search: $(STAMP)
+	$(BIN)/python sweeps/search.py --recipe sweeps/recipes/search_demo.yaml
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

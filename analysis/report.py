@@ -34,8 +34,8 @@ def write(
         lead=lead,
         head=tables.head(frame),
         table=tables.capacity_table(frame),
-        pareto=_embedded(plots.pareto_figure(frame)),
-        matrix=_embedded(plots.matrix_figure(frame)),
+        pareto=embedded(plots.pareto_figure(frame)),
+        matrix=embedded(plots.matrix_figure(frame)),
         command=command,
         recipe=recipe,
         failures=list(failures),
@@ -45,7 +45,8 @@ def write(
     temporary.replace(path)
 
 
-def _embedded(figure: Figure) -> str:
+def embedded(figure: Figure) -> str:
+    """A figure as base64 PNG, for a page that needs no other file; closes it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=120, format="png")
     plots.plt.close(figure)

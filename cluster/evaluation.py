@@ -1,47 +1,100 @@
 """Actors that cut and evaluate capacities (`prunnet.evaluation`). Weights, scores and images reach them once, through
-the object store."""
+the object store. A sweep starts its own; the trials of a search share theirs."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import ray
 
 from cluster.pool import Outcome, Pool
+from prunnet import hashing
 from prunnet.config import ClusterConfig
 from prunnet.data.base import RetrievalTest
 from prunnet.evaluation import Arrays, Evaluator, FeaturesUnit, Plan, TestUnit
 
+_KEPT = 2
+"""Evaluators that an actor keeps: one holds a network and the features it tested last."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: a plan, and where the object store has its weights, calibration images and test."""
+
+    key: str
+    plan: Plan
+    stored: tuple[ray.ObjectRef, ...]
+
+    @classmethod
+    def put(cls, plan: Plan, weights: dict[float, Arrays], calibration: np.ndarray, test: RetrievalTest) -> Subject:
+        """Puts all of it into the object store, once for all actors."""
+        key = hashing.of_json([plan.sweep_id, plan.features, plan.results])
+        return cls(key, plan, (ray.put(weights), ray.put(calibration), ray.put(test)))
+
+
+class EvaluationActor:
+    """An actor: evaluates units of whatever subject comes."""
+
+    def __init__(self) -> None:
+        self._evaluators: OrderedDict[str, Evaluator] = OrderedDict()
+
+    def features(self, subject: Subject, unit: FeaturesUnit) -> dict[str, Any]:
+        return self._of(subject).features(unit)
+
+    def tests(self, subject: Subject, unit: TestUnit) -> int:
+        return self._of(subject).tests(unit)
+
+    def _of(self, subject: Subject) -> Evaluator:
+        if subject.key not in self._evaluators:
+            while len(self._evaluators) >= _KEPT:
+                self._evaluators.popitem(last=False)
+            self._evaluators[subject.key] = Evaluator(subject.plan, *ray.get(list(subject.stored)))
+        self._evaluators.move_to_end(subject.key)
+        return self._evaluators[subject.key]
+
+
+def start_actor(cluster: ClusterConfig, **options: Any) -> Any:
+    """One actor with a recipe's share of CPUs and GPUs."""
+    actor_class = ray.remote(num_cpus=cluster.cpus_per_actor, num_gpus=cluster.gpus_per_actor)(EvaluationActor)
+    return actor_class.options(**options).remote()
+
+
+def shared_actors(cluster: ClusterConfig) -> list[Any]:
+    """`cluster.actors` actors for many callers. Nobody replaces a dead one: Ray starts it again, wherever there is
+    room, and repeats what it was asked, which changes nothing where it was done."""
+    return [start_actor(cluster, max_restarts=-1, max_task_retries=cluster.attempts) for _ in range(cluster.actors)]
+
 
 def evaluate(
-    plan: Plan,
-    weights: dict[float, Arrays],
-    calibration: np.ndarray,
-    test: RetrievalTest,
+    subject: Subject,
     features: Sequence[FeaturesUnit],
     tests: Callable[[set[str]], Sequence[TestUnit]],
     cluster: ClusterConfig,
     report: Callable[[str, int, str | None], None],
+    hosts: Sequence[Any] | None = None,
 ) -> list[tuple[float, str]]:
     """Runs both kinds of unit on `cluster.actors` actors.
 
     Args:
-        test: queries and gallery; pixels in memory are shared by all actors of a node, files are opened by each.
         tests: the test units, given the keys of the features that failed.
         report: called with (stage, units done, message or None) after every unit and every retry.
+        hosts: shared actors; None: own ones, which end with the work.
 
     Returns:
         (capacity, error) of each unit that failed `cluster.attempts` times; the others are finished.
     """
-    actor_class = ray.remote(num_cpus=cluster.cpus_per_actor, num_gpus=cluster.gpus_per_actor)(Evaluator)
-    stored = (ray.put(weights), ray.put(calibration), ray.put(test))
-    pool: Pool[Any] = Pool(lambda: actor_class.remote(plan, *stored), cluster.actors, cluster.attempts)
+    if hosts is None:
+        pool: Pool[Any] = Pool(lambda: start_actor(cluster), cluster.actors, cluster.attempts)
+    else:
+        pool = Pool.of(hosts, cluster.attempts)
     try:
-        first = _stage("features", pool, features, lambda a, u: a.features.remote(u), report)
+        first = _stage("features", pool, features, lambda a, u: a.features.remote(subject, u), report)
         lost = {unit.key for unit, _ in first.failed}
-        second = _stage("tests", pool, tests(lost), lambda a, u: a.tests.remote(u), report)
+        second = _stage("tests", pool, tests(lost), lambda a, u: a.tests.remote(subject, u), report)
     finally:
         pool.close()
     return [(unit.capacity, error) for unit, error in (*first.failed, *second.failed)]

@@ -38,8 +38,16 @@ class Pool(Generic[Unit]):
     """
 
     def __init__(self, start: Callable[[], Any], size: int, attempts: int) -> None:
-        self._start, self._attempts = start, attempts
+        self._start: Callable[[], Any] | None = start
+        self._attempts = attempts
         self.actors = [start() for _ in range(size)]
+
+    @classmethod
+    def of(cls, actors: Sequence[Any], attempts: int) -> Pool[Unit]:
+        """A pool of actors that are somebody else's: never replaced, never ended."""
+        pool = cls.__new__(cls)
+        pool._start, pool._attempts, pool.actors = None, attempts, list(actors)
+        return pool
 
     def run(
         self,
@@ -64,7 +72,7 @@ class Pool(Generic[Unit]):
             try:
                 result = ray.get(ready[0])
             except RayError as error:
-                if isinstance(error, RayActorError):
+                if isinstance(error, RayActorError) and self._start is not None:
                     ray.kill(self.actors[place])
                     self.actors[place] = self._start()
                 self._again(unit, attempt, error, waiting, outcome, on_retry)
@@ -93,7 +101,7 @@ class Pool(Generic[Unit]):
             on_retry(unit, reason)
 
     def close(self) -> None:
-        """Ends the actors and gives their resources back."""
-        for actor in self.actors:
+        """Ends the actors, where they are the pool's own, and gives their resources back."""
+        for actor in self.actors if self._start is not None else ():
             ray.kill(actor)
         self.actors = []

@@ -11,6 +11,8 @@ import tempfile
 import time
 import traceback
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,12 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
 
 from cluster.progress import Board, watched
-from prunnet import data, resume
+from prunnet import data, probe, resume
 from prunnet.config import Recipe
 from prunnet.errors import CheckpointError, ConfigError, DataWarning, PrunnetError, one_line
 from prunnet.families import make_trainer
+from prunnet.probe import Probe, ProbeConfig
+from prunnet.results import write_part
 from prunnet.training import Trainer
 
 POST_EVERY_SECONDS = 0.5
@@ -33,11 +37,31 @@ FINAL = (PrunnetError, ArithmeticError, AssertionError, AttributeError, LookupEr
 """What a second try would only repeat: the user's mistakes and ours. A lost process or peer is neither."""
 
 
-def train(recipe: Recipe, folder: Path, model_path: Path, console: Console) -> None:
+@dataclass(frozen=True)
+class Watch:
+    """What is looked at after every epoch, and where that is written down."""
+
+    probe: ProbeConfig
+    trial: str
+    results: str
+    """Folder of the trial's rows."""
+
+
+def train(
+    recipe: Recipe,
+    folder: Path,
+    model_path: Path,
+    console: Console,
+    *,
+    watch: Watch | None = None,
+    callbacks: Sequence[Any] = (),
+) -> None:
     """Trains the recipe's network on the cluster and saves it to `model_path`.
 
     Args:
         folder: of Ray Train's own files, on storage that all nodes share.
+        watch: reports a `score` with every epoch.
+        callbacks: Ray Train's, which are told of every report.
 
     Raises:
         ConfigError: what a worker says of the recipe. CheckpointError: damaged files of an earlier run.
@@ -50,7 +74,7 @@ def train(recipe: Recipe, folder: Path, model_path: Path, console: Console) -> N
     gpus = cluster.gpus_per_worker
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"recipe": recipe.model_dump(mode="json"), "board": board},
+        train_loop_config={"recipe": recipe.model_dump(mode="json"), "board": board, "watch": watch},
         scaling_config=ScalingConfig(
             num_workers=cluster.workers,
             use_gpu=gpus > 0,
@@ -62,6 +86,7 @@ def train(recipe: Recipe, folder: Path, model_path: Path, console: Console) -> N
             storage_path=str(folder),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=list(callbacks),
         ),
     )
     with watched(board, console):
@@ -106,20 +131,22 @@ def train_worker(config: dict[str, Any]) -> None:
     if "refusal" in ray.get(board.state.remote()):
         return
     try:
-        _train(Recipe.model_validate(config["recipe"]), board)
+        _train(Recipe.model_validate(config["recipe"]), board, config["watch"])
     except FINAL as error:
         told = str(error) if isinstance(error, PrunnetError) else traceback.format_exc()
         ray.get(board.post.remote(refusal=told, user=isinstance(error, PrunnetError)))
         raise
 
 
-def _train(recipe: Recipe, board: Any) -> None:
+def _train(recipe: Recipe, board: Any, watch: Watch | None) -> None:
     torch.set_num_threads(max(1, int(recipe.cluster.cpus_per_worker)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # the driver has said it
-        dataset = data.load(recipe.data)
+        dataset = data.load(recipe.data) if watch is None else data.load_for(recipe)
     trainer = make_trainer(recipe, dataset, ray.train.torch.get_device())
     saver = Saver(trainer, recipe, dataset.class_names, board)
+    if watch is not None:
+        saver.watch, saver.probe = watch, Probe(recipe, watch.probe, dataset)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
@@ -132,6 +159,9 @@ class Saver:
 
     def __init__(self, trainer: Trainer, recipe: Recipe, class_names: tuple[str, ...], board: Any) -> None:
         self.trainer, self.recipe, self.class_names, self.board = trainer, recipe, class_names, board
+        self.watch: Watch | None = None
+        self.probe: Probe | None = None
+        self._score: dict[str, float] = {}
         self._posted = 0.0
         self._saved = time.monotonic()
 
@@ -143,6 +173,11 @@ class Saver:
             self.save()
 
     def after_epoch(self, trainer: Trainer) -> None:
+        if self.probe is not None and self.watch is not None:
+            seen = self.probe.look(trainer.net, trainer.reducer)
+            self._score = {"score": probe.score(seen)}
+            if trainer.reducer.rank == 0:
+                write_part(self.watch.results, self.probe.rows(trainer, seen, self.watch.trial))
         self.save()
         if trainer.reducer.rank == 0:
             self._post()
@@ -172,7 +207,7 @@ class Saver:
         """Reports a checkpoint. Every worker calls it; rank 0 writes."""
         progress = self.trainer.progress
         metrics = dict(progress.history[-1]) if progress.history else {}
-        metrics["step"] = progress.step
+        metrics |= {"step": progress.step, **self._score}
         with tempfile.TemporaryDirectory() as folder:
             resume.save(folder, self.trainer, self.recipe, self.class_names)
             written = self.trainer.reducer.rank == 0

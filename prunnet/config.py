@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -328,6 +329,18 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r}: the value is not YAML; example: sweep.capacities=[0.2,0.5]") from None
 
 
+def changed(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of nested dicts with some dotted keys set, such as {"train.lr": 0.1}."""
+    copied = copy.deepcopy(dict(tree))
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        node = copied
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[last] = value
+    return copied
+
+
 def _check_keys(model: type[BaseModel], tree: dict[str, Any], prefix: str) -> None:
     """Names the nearest valid key for each key that the model does not have."""
     for key, value in tree.items():
@@ -346,6 +359,8 @@ def explain(error: ValidationError) -> str:
     def line(item: Any) -> str:
         where = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            return f"unknown key {where!r}"
         if isinstance(item["input"], (dict, BaseModel)):  # a whole section: its message names the keys
             return message
         return f"{where}: {message} (given: {item['input']!r})" if where else message

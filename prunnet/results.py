@@ -112,16 +112,27 @@ def read(folder: str | Path) -> pa.Table:
     Raises ResultsError that names a file which is torn, foreign, or of another schema. Temporary files of
     writers that died are not read.
     """
-    folder = Path(folder)
+    whole = pa.concat_tables([SCHEMA.empty_table(), *_parts(Path(folder))])
+    return _one_row_a_key(whole)
+
+
+def trial_folder(folder: str | Path, trial: str) -> Path:
+    """Where the parts of one trial of many lie, so that they can be read without the others'."""
+    return Path(folder) / f"trial-{trial.replace('/', '-')}"
+
+
+def _parts(folder: Path) -> list[pa.Table]:
     tables = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.name.startswith(".") and path.name.endswith(".tmp"):
             continue
+        if path.name.startswith("trial-") and path.is_dir():
+            tables += _parts(path)
+            continue
         if not (path.name.startswith("part-") and path.suffix == ".parquet"):
             raise ResultsError(f"foreign file {path.name!r} in results folder {str(folder)!r}; move it away")
         tables.append(_read_part(path))
-    whole = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
-    return _one_row_a_key(whole)
+    return tables
 
 
 def _read_part(path: Path) -> pa.Table:

@@ -33,11 +33,20 @@ from sweeps.run import Run, git_commit, open_run
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "methods_omniglot.yaml"
 
 
-def ablate(ablation: Ablation, *, local: bool = False, device: str = "cpu", console: Console | None = None) -> int:
+def ablate(
+    ablation: Ablation,
+    *,
+    local: bool = False,
+    device: str = "cpu",
+    fresh: bool = False,
+    console: Console | None = None,
+) -> int:
     """The whole job; returns the exit code (0, or 1 where a trial failed for good)."""
     console = console or Console()
     failures = 0
-    with open_run(ablation.base) as run:
+    with open_run(ablation.base, fresh=fresh) as run:
+        if fresh:
+            ablation.table.unlink(missing_ok=True)
         console.print(f"run {run.folder}", soft_wrap=True)
         if ablation.table.exists():
             results.unpack(ablation.table, run.results)
@@ -121,6 +130,7 @@ def main(
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the base, e.g. train.epochs=3.")] = None,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
     device: Annotated[str, typer.Option(help="With --local: cpu or cuda.")] = "cpu",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run and its table, and start over.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="Say what there is to do, and stop.")] = False,
 ) -> None:
     """Train and test methods, variants and upgrades over seeds."""
@@ -130,7 +140,7 @@ def main(
         if list_:
             show(ablation, console)
             return
-        code = ablate(ablation, local=local, device=device, console=console)
+        code = ablate(ablation, local=local, device=device, fresh=fresh, console=console)
     except (PrunnetError, RuntimeError) as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {' '.join(str(error).split())}", style="red", markup=False)
         sys.exit(2)

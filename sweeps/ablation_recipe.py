@@ -11,7 +11,7 @@ import pyarrow as pa
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prunnet.config import Recipe, apply_override, explain, parse_recipe
+from prunnet.config import Recipe, apply_override, changed, explain, parse_recipe
 from prunnet.errors import ConfigError
 from prunnet.experiments import Trial
 from prunnet.methods import METHODS
@@ -88,14 +88,9 @@ class Ablation:
                 )
 
     def _recipe(self, *changes: Mapping[str, Any]) -> Recipe:
-        tree = copy.deepcopy(self._tree)
+        tree = self._tree
         for change in changes:
-            for key, value in change.items():
-                *sections, last = key.split(".")
-                node = tree
-                for section in sections:
-                    node = node.setdefault(section, {})
-                node[last] = value
+            tree = changed(tree, change)
         return absolute_paths(parse_recipe(tree))
 
     def tuning(self, *, taught: bool = False, table: pa.Table | None = None) -> list[Trial]:

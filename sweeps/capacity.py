@@ -27,7 +27,7 @@ from rich.table import Table
 
 from analysis import plots, report, tables
 from analysis.frame import Frame
-from cluster.evaluation import evaluate
+from cluster.evaluation import Subject, evaluate
 from cluster.progress import bar
 from cluster.session import session
 from cluster.training import train
@@ -116,7 +116,6 @@ def evaluate_missing(
     features = units.needed_features(missing)
     split = dataset.split(recipe.sweep.split)
     plan = evaluation_plan(recipe, family, features=run.features, results=run.results, git_commit=git_commit())
-    weights = network_arrays(family)
     with session(recipe.cluster), bar(console) as progress:
         tasks = {
             "features": progress.add_task("capacities", total=len(features), note=""),
@@ -132,7 +131,8 @@ def evaluate_missing(
                 console.print(message, markup=False, highlight=False, soft_wrap=True)
 
         remaining: Callable[[set[str]], Any] = lambda lost: units.missing_tests(finished, lost)  # noqa: E731
-        return evaluate(plan, weights, units.calibration, split, features, remaining, recipe.cluster, report_progress)
+        subject = Subject.put(plan, network_arrays(family), units.calibration, split)
+        return evaluate(subject, features, remaining, recipe.cluster, report_progress)
 
 
 def conclude(recipe: Recipe, run: Run, units: Units, failures: list[tuple[float, str]], console: Console) -> None:

@@ -107,7 +107,7 @@ def test_a_trials_id_holds_what_shapes_its_rows_and_not_where_files_lie() -> Non
         ({"methods": {"a": {"train.methd": "joint"}}}, "did you mean 'train.method'"),
         ({"variants": {"a": {"train.projection": "first"}}}, "'none', 'last' or 'sequential'"),
         ({"seeds": []}, "seeds"),
-        ({"seed": [0]}, "seed: Extra inputs"),
+        ({"seed": [0]}, "unknown key 'seed'"),
         ({"tuning": {"vals": [1]}}, "tuning.vals"),
         ({"tuning": {"values": [1, 2], "values_of": {"prunnet": [3]}}}, "2 values, as many as for every method"),
         ({"tuning": {"values": [1, 2], "values_of": {"none": [3, 4]}}}, "names of `methods`"),

@@ -137,7 +137,7 @@ def test_killed_workers_and_actors_change_nothing(data: Path, undisturbed: Path,
     wait_until(lambda: checkpoints(tmp_path) >= 1, job)
     descendants(job, "RayTrainWorker")[0].kill()
     wait_until(lambda: len(list(tmp_path.glob("job/features/*"))) >= 1, job)
-    descendants(job, "ray::Evaluator")[0].kill()
+    descendants(job, "ray::EvaluationActor")[0].kill()
     output = job.communicate(timeout=300)[0]
     assert job.returncode == 0, output
     assert outcome(tmp_path) == outcome(undisturbed)

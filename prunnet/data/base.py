@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from prunnet import hashing
 from prunnet.data.transforms import Preprocessing
-from prunnet.errors import DataError
+from prunnet.errors import ConfigError, DataError
 from prunnet.retrieval.protocol import Truth
 
 IntArray = npt.NDArray[np.int64]
@@ -212,6 +212,33 @@ def some_classes(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     labels = np.searchsorted(chosen, dataset.train.labels[indices]).astype(np.int64)
     names = tuple(dataset.class_names[label] for label in chosen)
     return replace(dataset, train=SomeImages(dataset.train, indices, labels), class_names=names)
+
+
+def some_of(test: RetrievalTest, images: int, seed: int) -> RetrievalTest:
+    """The test with some of its classes, whole, drawn from the seed: at least two, and at least so many gallery images
+    where it has them. ConfigError where a benchmark's own lists, not classes, say what is right."""
+    if len(test.gallery) <= images:
+        return test
+    if test.lists is not None:
+        raise ConfigError(
+            f"{len(test.gallery)} gallery images with lists of their own cannot be brought down to {images}; valid: "
+            "all, or a validation set of whole classes (data.validation_fraction)"
+        )
+    classes, counts = np.unique(test.gallery.labels, return_counts=True)
+    order = np.random.default_rng([seed, 5]).permutation(len(classes))
+    enough = max(2, int(np.searchsorted(np.cumsum(counts[order]), images)) + 1)
+    chosen = classes[order[:enough]]
+
+    def part(images: ImageSet) -> tuple[SomeImages, IntArray]:
+        kept = np.flatnonzero(np.isin(images.labels, chosen))
+        return SomeImages(images, kept, images.labels[kept]), kept
+
+    gallery, of_gallery = part(test.gallery)
+    queries, of_queries = (gallery, of_gallery) if test.leave_one_out else part(test.queries)
+    cameras = None
+    if test.cameras is not None:
+        cameras = (test.cameras[0][of_queries], test.cameras[1][of_gallery])
+    return replace(test, queries=queries, gallery=gallery, cameras=cameras)
 
 
 def split_queries(labels: IntArray, per_class: int, seed: int) -> tuple[IntArray, IntArray]:

@@ -1,0 +1,303 @@
+"""Trials of a search: each a Ray Train run inside a Ray Tune trial, tested by shared evaluation actors.
+
+Optuna's storage is the only ledger. A trial that a killed driver left RUNNING is taken up again under its number, with
+its parameters, and its training goes on from its own last checkpoint. Tune's own state is not kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import ray
+from optuna.trial import FrozenTrial, TrialState
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.search import Searcher
+from rich.console import Console
+
+from cluster.evaluation import Subject, evaluate
+from cluster.placement import driver_resources
+from cluster.training import FINAL, Watch, train
+from prunnet import data, results
+from prunnet.config import Recipe
+from prunnet.errors import PrunnetError, one_line
+from prunnet.experiments import Trial
+from prunnet.families import Family, finished, stages
+from prunnet.methods import METHODS
+from prunnet.plan import evaluation_plan, network_arrays, plan_units
+from prunnet.probe import ProbeConfig
+from prunnet.results import trial_folder
+
+VALUE, LIMIT, FAILED = "value:", "limit:", "failed"
+"""Keys of a trial's last report: its objectives, how far it is beyond each limit, or why it failed."""
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all trials of a search share."""
+
+    folder: str
+    """On storage that all nodes share: `models/`, `trials/` (checkpoints), `features/` and `results/` lie in it."""
+    measure: Callable[[Sequence[Row]], tuple[dict[str, float], dict[str, float]]]
+    """A trial's complete rows -> its objectives, and how far it is beyond each limit; PrunnetError where it cannot."""
+    probe: ProbeConfig | None
+    git_commit: str | None
+
+    def results_of(self, trial: Trial) -> Path:
+        return trial_folder(Path(self.folder) / "results", trial.id)
+
+    def work_of(self, trial: Trial) -> Path:
+        """Checkpoints and features, until it is finished."""
+        return self._work(trial.id)
+
+    def _work(self, trial_id: str) -> Path:
+        return Path(self.folder) / "trials" / trial_id.replace("/", "-")
+
+    def note_error(self, trial: Trial, error: BaseException) -> None:
+        """Keeps what a trial died of, for its reason if it dies for good."""
+        work = self.work_of(trial)
+        work.mkdir(parents=True, exist_ok=True)
+        (work / "error.txt").write_text(one_line(error)[:1000], encoding="utf-8")
+
+    def last_error(self, trial_id: str) -> str:
+        try:
+            return (self._work(trial_id) / "error.txt").read_text(encoding="utf-8")
+        except OSError:
+            return "its processes died as often as it may be tried"
+
+    def clear(self, trial_id: str) -> None:
+        """Removes the checkpoints of a trial that ended."""
+        shutil.rmtree(self._work(trial_id), ignore_errors=True)
+
+
+def run(job: Job, trial: Trial, hosts: Sequence[Any], callbacks: Sequence[Any] = ()) -> list[Row]:
+    """Trains and tests what is missing of one trial; returns its complete rows.
+
+    Raises PrunnetError for what a second try would only repeat.
+    """
+    recipe, folder = trial.recipe, Path(job.folder)
+    console = Console(quiet=True)
+    files: dict[float, Path] = {}
+    for stage in stages(recipe):
+        ready = stage.ready(files.get(1.0, folder))
+        path = files[stage.capacity] = folder / "models" / f"{ready.training_hash()[:24]}.safetensors"
+        if not finished(path, ready):
+            watched = job.probe is not None and not METHODS[recipe.train.method].single
+            watch = Watch(job.probe, trial.id, str(job.results_of(trial))) if watched and job.probe else None
+            train(ready, job.work_of(trial), path, console, watch=watch, callbacks=callbacks)
+    dataset, family = data.load_for(recipe), Family.load(files)
+    units = plan_units(recipe, family, dataset, trial.id)
+    known = results.finished_keys(job.results_of(trial))
+    missing = units.missing_tests(known)
+    if missing:
+        kept = job.work_of(trial) / "features"
+        plan = evaluation_plan(recipe, family, features=kept, results=job.results_of(trial), git_commit=job.git_commit)
+        split = dataset.split(recipe.sweep.split)
+        failures = evaluate(
+            Subject.put(plan, network_arrays(family), units.calibration, split),
+            units.needed_features(missing),
+            lambda lost: units.missing_tests(known, lost),
+            recipe.cluster,
+            lambda stage, done, message: None,
+            hosts,
+        )
+        if failures:
+            raise PrunnetError("; ".join(f"capacity {capacity:g}: {error}" for capacity, error in failures))
+    table = results.select(results.read(job.results_of(trial)), units.tests)
+    job.clear(trial.id)
+    return table.to_pylist()
+
+
+def trainable(config: dict[str, Any], *, job: Job, hosts: Sequence[Any]) -> None:
+    """A Tune trial. What a second try would only repeat is reported, anything else raised and tried again."""
+    trial = Trial(config["name"], Recipe.model_validate(config["recipe"]))
+    try:
+        rows = run(job, trial, hosts, callbacks=[TuneReportCallback()])
+        values, limits = job.measure(rows)
+        if bad := [name for name, value in {**values, **limits}.items() if not math.isfinite(value)]:
+            raise PrunnetError(f"{', '.join(bad)} is not a finite number")
+    except FINAL as error:
+        tune.report({FAILED: one_line(error)[:1000]})
+        return
+    except Exception as error:
+        job.note_error(trial, error)
+        raise
+    tune.report({**{VALUE + n: v for n, v in values.items()}, **{LIMIT + n: v for n, v in limits.items()}})
+
+
+class Ledger(Searcher):
+    """Optuna behind Tune: hands out points, takes trials up again, and tells Optuna how each ended.
+
+    Ray's own OptunaSearch would leave a trial without all values RUNNING for ever, record a stopped one as COMPLETE,
+    and drop constraints.
+
+    Args:
+        objectives: names of the values, in the study's order.
+        suggest: an Optuna trial -> the trial to run. PrunnetError, where its point is no recipe, fails that trial.
+        on_end: called with every trial that ended.
+        job: whose folder may hold the last error of a trial.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        objectives: Sequence[str],
+        suggest: Callable[[optuna.Trial], Trial],
+        on_end: Callable[[FrozenTrial], None],
+        job: Job,
+    ) -> None:
+        super().__init__(metric=VALUE + objectives[0], mode="max")  # Tune wants one; it decides nothing here
+        self.study, self._objectives, self._point, self._on_end, self._job = study, objectives, suggest, on_end, job
+        self._running: dict[str, optuna.Trial] = {}
+        self._orphans = [t._trial_id for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
+
+    def set_search_properties(self, metric: Any, mode: Any, config: Any, **spec: Any) -> bool:
+        return True
+
+    def save(self, checkpoint_path: str) -> None:
+        raise NotImplementedError  # Optuna's storage is the ledger
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        """The next point; Tune asks once a trial."""
+        asked = 0
+        while True:
+            asked += 1
+            again = bool(self._orphans)
+            trial = optuna.Trial(self.study, self._orphans.pop(0)) if again else self.study.ask()
+            try:
+                ready = self._point(trial)
+            except PrunnetError as error:
+                self._end(trial, TrialState.FAIL, reason=str(error))
+                if asked > 100:
+                    raise
+                continue
+            self._running[trial_id] = trial
+            trial.set_user_attr("trial_id", ready.id)
+            if again:
+                trial.set_user_attr("taken up again", trial.user_attrs.get("taken up again", 0) + 1)
+            return {"name": ready.name, "recipe": ready.recipe.model_dump(mode="json")}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing: only the end counts."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tells Optuna: COMPLETE with values, PRUNED where it was stopped early, or FAIL with the reason."""
+        trial, result = self._running.pop(trial_id), result or {}
+        values = [result.get(VALUE + name) for name in self._objectives]
+        if error:
+            self._end(trial, TrialState.FAIL, reason=self._job.last_error(trial.user_attrs["trial_id"]))
+        elif FAILED in result:
+            self._end(trial, TrialState.FAIL, reason=result[FAILED])
+        elif None not in values:
+            for key, value in result.items():
+                if key.startswith(LIMIT):
+                    trial.set_constraint(key.removeprefix(LIMIT), value)
+            self._end(trial, TrialState.COMPLETE, values)
+        elif "score" in result:
+            trial.set_user_attr("epoch", result["epoch"])
+            trial.set_user_attr("score", result["score"])
+            self._end(trial, TrialState.PRUNED)
+        else:
+            self._end(trial, TrialState.FAIL, reason="it ended without a word")
+
+    def _end(
+        self, trial: optuna.Trial, state: TrialState, values: Sequence[Any] | None = None, reason: str | None = None
+    ) -> None:
+        if reason is not None:
+            trial.set_user_attr("reason", reason)
+        self.study.tell(trial, values, state=state)
+        (told,) = (t for t in self.study.get_trials(deepcopy=False) if t.number == trial.number)
+        self._on_end(told)
+
+
+def scheduler(name: str, *, grace: int, reduction: float, epochs: int, seen: Iterable[Row]) -> TrialScheduler:
+    """ASHA, the median rule, or none, over `score` by `epoch`.
+
+    Args:
+        seen: partial rows of trials that ended before this driver began: a resumed search compares with them, too.
+    """
+    if name == "median":
+        return MedianStoppingRule(time_attr="epoch", metric="score", mode="max", grace_period=grace)
+    if name != "asha":
+        return FIFOScheduler()
+    # Beyond the last epoch, or ASHA would end every trial there, before it is tested.
+    asha = ASHAScheduler(
+        time_attr="epoch",
+        metric="score",
+        mode="max",
+        grace_period=min(grace, epochs),
+        max_t=epochs + 1,
+        reduction_factor=reduction,
+    )
+    for trial, epoch, score in _scores(seen):
+        stand_in: Any = SimpleNamespace(trial_id=trial)
+        if trial not in asha._trial_info:
+            asha.on_trial_add(None, stand_in)  # type: ignore[arg-type]
+        asha.on_trial_result(None, stand_in, {"epoch": epoch, "score": score})  # type: ignore[arg-type]
+    return asha
+
+
+def _scores(rows: Iterable[Row]) -> list[tuple[str, int, float]]:
+    """(trial, epoch, mean over the capacities) of partial rows, epoch after epoch."""
+    looks: dict[tuple[int, str], list[float]] = {}
+    for row in rows:
+        value = row["map_at_100"] if row["protocol"] == "gldv2" else row["map"]
+        looks.setdefault((row["epoch"], row["trial_id"]), []).append(value)
+    return [(trial, epoch, sum(values) / len(values)) for (epoch, trial), values in sorted(looks.items())]
+
+
+def explore(
+    ledger: Ledger,
+    job: Job,
+    hosts: Sequence[Any],
+    *,
+    trials: int,
+    concurrent: int,
+    attempts: int,
+    stopping: TrialScheduler,
+) -> None:
+    """Runs so many trials, so many at once."""
+    # Epochs report a score, the end reports objectives: Tune would want every metric in every report.
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(concurrent)
+    storage = Path(job.folder) / "tune"
+    shutil.rmtree(storage, ignore_errors=True)
+    asked = tune.with_resources(tune.with_parameters(trainable, job=job, hosts=list(hosts)), driver_resources())
+    tuner = tune.Tuner(
+        asked,
+        tune_config=tune.TuneConfig(
+            search_alg=ledger, scheduler=stopping, num_samples=trials, max_concurrent_trials=concurrent
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(Path(job.folder)),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=attempts - 1),
+        ),
+    )
+    tuner.fit()
+    shutil.rmtree(storage, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def hosting(hosts: Sequence[Any]) -> Any:
+    """Ends shared actors when the block ends."""
+    try:
+        yield hosts
+    finally:
+        for host in hosts:
+            ray.kill(host)

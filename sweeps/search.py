@@ -1,0 +1,258 @@
+"""Search for a recipe: Optuna proposes, Ray Train trains, shared actors test, and the front is drawn.
+
+    python sweeps/search.py --recipe sweeps/recipes/search_demo.yaml
+    ray job submit --working-dir . -- python sweeps/search.py --recipe sweeps/recipes/search_demo.yaml
+
+The recipe names a base, the space around it, objectives, limits and the number of trials (docs/SEARCH.md). Choices
+are made on validation classes; the test split is for the winner. The same command again resumes: a trial that was
+interrupted goes on from its own checkpoint. Everything lands in runs/<name>/:
+
+    study.journal   Optuna's (optuna-dashboard runs/<name>/study.journal)    results/     all rows, a folder a trial
+    models/         the networks                                             trials.json  search.png  search.html
+    best.yaml       a recipe for sweeps/capacity.py, the best of the first objective; front/ holds the others'
+
+Exit code: 0 finished; 1 some trial failed, the rest is there; 2 the recipe, data or cluster cannot serve.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import optuna
+import typer
+import yaml
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from rich.table import Table
+
+from analysis import plots
+from analysis import search as found
+from analysis.quantities import Quantity, dense_self_test
+from cluster.evaluation import shared_actors
+from cluster.placement import room_for_trials
+from cluster.search import Job, Ledger, explore, hosting, run, scheduler
+from cluster.session import session
+from prunnet import results
+from prunnet.atomic import put_in_place
+from prunnet.errors import PrunnetError
+from prunnet.experiments import Trial
+from prunnet.probe import ProbeConfig, spread
+from sweeps.capacity import open_data
+from sweeps.run import Run, git_commit, open_run
+from sweeps.search_recipe import Constraint, Search, load_search
+from sweeps.study import open_study
+
+DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "search_demo.yaml"
+Row = dict[str, Any]
+
+
+def search(asked: Search, *, fresh: bool = False, console: Console | None = None) -> int:
+    """The whole job; returns the exit code (0, or 1 where a trial failed for good)."""
+    console = console or Console()
+    with open_run(asked.base, fresh=fresh) as run_folder:
+        console.print(f"run {run_folder.folder}", soft_wrap=True)
+        open_data(asked.base, console).split(asked.base.sweep.split)
+        study = open_study(asked, run_folder.folder, fresh=fresh)
+        for point in asked.file.start:
+            study.enqueue_trial(asked.parameters(point), skip_if_exists=True)
+        with session(asked.base.cluster):
+            baseline = explore_missing(asked, run_folder, study, console)
+        return conclude(asked, run_folder, study, baseline, console)
+
+
+def explore_missing(asked: Search, run_folder: Run, study: optuna.Study, console: Console) -> list[Row]:
+    """The baseline, then the trials that have not ended; returns the baseline's rows."""
+    file, cluster = asked.file, asked.base.cluster
+    concurrent = room_for_trials(cluster, file.concurrent)
+    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
+    left = max(0, file.trials - len(ended))
+    orphans = len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+    console.print(f"study {study.study_name}: {len(ended)} of {file.trials} trials ended before")
+    if orphans and left:
+        console.print(f"{orphans} trial(s) were interrupted and go on from their last checkpoints")
+    job = make_job(asked, run_folder, None)
+    with hosting(shared_actors(cluster)) as hosts:
+        baseline: list[Row] = []
+        if file.baseline:
+            console.print("baseline: the base recipe")
+            baseline = run(job, Trial("search/baseline", asked.base), hosts)
+            job = make_job(asked, run_folder, dense_self_test(baseline))
+        if left:
+            console.print(f"{left} trial(s) to run, {concurrent} at once")
+            before = {t.user_attrs.get("trial_id") for t in ended}
+            explore(
+                Ledger(
+                    study,
+                    [q.label for q in file.objectives],
+                    partial(trial_at, asked),
+                    partial(tell, asked, job, console),
+                    job,
+                ),
+                job,
+                hosts,
+                trials=left,
+                concurrent=min(concurrent, left),
+                attempts=file.attempts,
+                stopping=scheduler(
+                    file.stop.name,
+                    grace=file.stop.grace_epochs,
+                    reduction=file.stop.reduction,
+                    epochs=asked.base.train.epochs,
+                    seen=[r for r in partial_rows(run_folder) if r["trial_id"] in before],
+                ),
+            )
+    return baseline
+
+
+def make_job(asked: Search, run_folder: Run, reference: float | None) -> Job:
+    """What trials need to know; `reference` is the baseline's dense self-test."""
+    file, sweep = asked.file, asked.base.sweep
+    probe = None
+    if file.stop.name != "none":
+        probe = ProbeConfig(file.stop.capacities or spread(sweep.capacities), file.stop.images)
+    score = partial(measure, objectives=file.objectives, constraints=file.constraints, reference=reference)
+    return Job(str(run_folder.folder), score, probe, git_commit())
+
+
+def measure(
+    rows: Sequence[Row], objectives: Sequence[Quantity], constraints: Sequence[Constraint], reference: float | None
+) -> tuple[dict[str, float], dict[str, float]]:
+    """A trial's objectives, and how far it is beyond each limit (at most 0: within)."""
+    values = {q.label: q.of(rows, reference) for q in objectives}
+    return values, {c.label: c.violation(c.of.of(rows, reference)) for c in constraints}
+
+
+def trial_at(asked: Search, trial: optuna.Trial) -> Trial:
+    """The trial of a point that Optuna proposes."""
+    changes = asked.suggest(trial)
+    trial.set_user_attr("changes", changes)
+    return Trial(f"search/{trial.number:04d}", asked.recipe(changes))
+
+
+def tell(asked: Search, job: Job, console: Console, trial: FrozenTrial) -> None:
+    """A line for a trial that ended, and its checkpoints removed."""
+    record = found.record_of(trial, asked.file.objectives)
+    if record.trial_id:
+        job.clear(record.trial_id)
+    (line,) = found.table([record], asked.file.objectives)
+    console.print(
+        f"trial {line[0]}  " + "  ".join([*line[2:-1], record.reason or record.state, line[-1]]),
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def partial_rows(run_folder: Run) -> list[Row]:
+    """What was seen of trials while they trained."""
+    return [row for row in results.read(run_folder.results).to_pylist() if row["status"] == "partial"]
+
+
+def conclude(asked: Search, run_folder: Run, study: optuna.Study, baseline: list[Row], console: Console) -> int:
+    """Writes records, front, figure, report and the best recipes, and shows the front; returns the exit code."""
+    objectives, folder = asked.file.objectives, run_folder.folder
+    records = [found.record_of(trial, objectives) for trial in study.get_trials(deepcopy=False)]
+    write_text(folder / "trials.json", json.dumps([asdict(record) for record in records], indent=1))
+    chosen = found.best_front(records, objectives)
+    shutil.rmtree(folder / "front", ignore_errors=True)
+    for place, record in enumerate(chosen):
+        text = recipe_text(asked, record)
+        write_text(folder / "front" / f"trial-{record.number:04d}.yaml", text)
+        if place == 0:
+            write_text(folder / "best.yaml", text)
+    draw(asked, folder, study, records, baseline)
+    show(records, objectives, baseline_values(asked, baseline), console)
+    for what in ("best.yaml", "search.png", "search.html"):
+        if (folder / what).exists():
+            console.print(f"{what:<12}{folder / what}", soft_wrap=True)
+    return 1 if any(record.state == "failed" for record in records) else 0
+
+
+def recipe_text(asked: Search, record: found.Record) -> str:
+    """A trial as a recipe that sweeps/capacity.py takes, to be tested on the test split."""
+    tree = asked.tree(record.changes)
+    tree["name"] = f"{asked.file.name}-{record.number:04d}"
+    tree["sweep"]["split"] = "test"
+    values = ", ".join(f"{name} {value:.6g}" for name, value in record.values.items())
+    head = f"# Trial {record.number} of the search {asked.file.name}, on validation classes: {values}.\n"
+    return head + yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=110)
+
+
+def baseline_values(asked: Search, baseline: list[Row]) -> dict[str, float] | None:
+    """The base recipe's own objectives."""
+    if not baseline:
+        return None
+    return measure(baseline, asked.file.objectives, (), dense_self_test(baseline))[0]
+
+
+def draw(
+    asked: Search, folder: Path, study: optuna.Study, records: Sequence[found.Record], baseline: list[Row]
+) -> None:
+    """The figure, beside and inside the report."""
+    objectives = asked.file.objectives
+    if not any(record.state == "complete" for record in records):
+        return
+    chosen = found.best_front(records, objectives)
+    shares, values = found.importances(study, objectives), baseline_values(asked, baseline)
+    costs = [r.values[q.label] for r in records if r.values for q in objectives if not q.higher]
+    worst = max([*costs, *(float(row["macs_dense"]) for row in baseline if row["macs_dense"])], default=1.0)
+    picture = partial(found.figure, records, objectives, shares, worst, values)
+    plots.save(picture(), folder / "search.png")
+    counts = {state: sum(r.state == state for r in records) for state in ("complete", "stopped", "failed")}
+    reference = "".join(f" The base recipe has {name} {value:.6g}." for name, value in (values or {}).items())
+    best = recipe_text(asked, chosen[0]) if chosen else ""
+    found.write_report(
+        folder / "search.html",
+        picture(),
+        found.table(records, objectives),
+        found.head(objectives),
+        title=f"Search {asked.file.name}",
+        lead=f"{len(records)} trials, {', '.join(f'{n} {state}' for state, n in counts.items())}.{reference}",
+        best=best,
+        command=f"python sweeps/capacity.py --recipe {folder / 'best.yaml'}",
+    )
+
+
+def show(
+    records: Sequence[found.Record],
+    objectives: Sequence[Quantity],
+    baseline: dict[str, float] | None,
+    console: Console,
+) -> None:
+    """The trials on the terminal, the front first."""
+    lines = Table(*found.head(objectives), title="trials", box=None)
+    if baseline is not None:
+        lines.add_row("-", "baseline", *found.numbers(baseline, objectives), "")
+    for line in found.table(records, objectives):
+        lines.add_row(*line)
+    console.print(lines)
+
+
+def write_text(path: Path, text: str) -> None:
+    with put_in_place(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def main(
+    recipe: Annotated[Path, typer.Option(help="YAML recipe of a search.")] = DEFAULT_RECIPE,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the base, e.g. train.epochs=3.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what the search has and start over.")] = False,
+) -> None:
+    """Search for a recipe."""
+    try:
+        code = search(load_search(recipe, set_ or ()), fresh=fresh)
+    except (PrunnetError, RuntimeError) as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {' '.join(str(error).split())}", style="red", markup=False)
+        sys.exit(2)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    typer.run(main)
