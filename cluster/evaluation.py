@@ -48,6 +48,9 @@ class EvaluationActor:
     def tests(self, subject: Subject, unit: TestUnit) -> int:
         return self._of(subject).tests(unit)
 
+    def worth(self, subject: Subject, unit: FeaturesUnit, gallery: FeaturesUnit, metric: str) -> float:
+        return self._of(subject).worth(unit, gallery, metric)
+
     def _of(self, subject: Subject) -> Evaluator:
         if subject.key not in self._evaluators:
             while len(self._evaluators) >= _KEPT:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError, RayError
 from prunnet.errors import one_line
 
 Unit = TypeVar("Unit")
+_NONE: Any = object()
 
 
 @dataclass
@@ -51,21 +52,26 @@ class Pool(Generic[Unit]):
 
     def run(
         self,
-        units: Sequence[Unit],
+        units: Iterable[Unit],
         call: Callable[[Any, Unit], ray.ObjectRef],
         *,
         on_done: Callable[[Unit, Any], None] | None = None,
         on_retry: Callable[[Unit, str], None] | None = None,
     ) -> Outcome[Unit]:
-        """Runs every unit on some actor by `call(actor, unit)`; returns when all are done or have failed."""
-        waiting = deque((unit, 1) for unit in units)
+        """Runs every unit on some actor by `call(actor, unit)`; returns when all are done or have failed.
+
+        A unit is taken from `units` when an actor is idle, not before: it may depend on what was done until then.
+        """
+        fresh, waiting = iter(units), deque[tuple[Unit, int]]()
         idle = deque(range(len(self.actors)))
         running: dict[ray.ObjectRef, tuple[int, Unit, int]] = {}
         outcome: Outcome[Unit] = Outcome()
-        while waiting or running:
-            while waiting and idle:
-                place, (unit, attempt) = idle.popleft(), waiting.popleft()
+        while True:
+            while idle and (waiting or (more := next(fresh, _NONE)) is not _NONE):
+                place, (unit, attempt) = idle.popleft(), waiting.popleft() if waiting else (more, 1)
                 running[call(self.actors[place], unit)] = (place, unit, attempt)
+            if not running:
+                return outcome
             ready, _ = ray.wait(list(running), num_returns=1)
             place, unit, attempt = running.pop(ready[0])
             idle.append(place)
@@ -80,7 +86,6 @@ class Pool(Generic[Unit]):
             outcome.done.append((unit, result))
             if on_done is not None:
                 on_done(unit, result)
-        return outcome
 
     def _again(
         self,

@@ -26,9 +26,9 @@ from prunnet.hashing import canonical_json
 from prunnet.memory import keep_freed_memory
 from prunnet.nets import RetrievalNet
 from prunnet.results import SCHEMA, write_part
-from prunnet.retrieval.features import StoredFeatures, load_features, make_features
+from prunnet.retrieval.features import StoredFeatures, embed, load_features, make_features
 from prunnet.retrieval.protocol import Truth
-from prunnet.subnetworks import calibration_batches, subnetwork
+from prunnet.subnetworks import Subnetwork, calibration_batches, subnetwork
 from prunnet.widths import build
 
 Arrays = dict[str, np.ndarray]
@@ -42,6 +42,8 @@ class FeaturesUnit:
     capacity: float
     member: float = 1.0
     """Which network of the family it is cut from."""
+    keep: tuple[tuple[str, float], ...] | None = None
+    """Layer-wise capacities; None: `capacity` for all layers."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +107,7 @@ class Evaluator:
             pass  # not there yet, or torn: made now
         started = time.perf_counter()
         plan = self.plan
-        net, sha = self._network(unit.member)
-        cut = subnetwork(
-            net, unit.capacity, allocation=plan.allocation, random_masks=plan.random_masks, weights_sha=sha
-        )
-        if plan.calibrate:
-            cut.calibrate(calibration_batches(self.calibration, plan.preprocessing, plan.batch_size))
+        cut = self._cut(unit)
         identity = {
             "key": unit.key,
             "capacity": unit.capacity,
@@ -121,6 +118,28 @@ class Evaluator:
             "cost": asdict(cut.cost(plan.preprocessing.image_size)),
         }
         return make_features(self._path(unit.key), cut, self.test, plan.batch_size, identity, started)
+
+    def _cut(self, unit: FeaturesUnit) -> Subnetwork:
+        plan = self.plan
+        net, sha = self._network(unit.member)
+        cut = subnetwork(
+            net,
+            unit.capacity,
+            allocation=plan.allocation,
+            random_masks=plan.random_masks,
+            keep=None if unit.keep is None else dict(unit.keep),
+            weights_sha=sha,
+        )
+        if plan.calibrate:
+            cut.calibrate(calibration_batches(self.calibration, plan.preprocessing, plan.batch_size))
+        return cut
+
+    def worth(self, unit: FeaturesUnit, gallery: FeaturesUnit, metric: str) -> float:
+        """One metric of a cut's queries in a gallery whose features are kept; of the cut nothing is kept. For searches
+        that look at many."""
+        self.features(gallery)
+        queries = embed(self._cut(unit), self.test.queries, self.plan.batch_size)
+        return float(self._truth().score(queries, self._stored(gallery.key).gallery)[metric])
 
     def tests(self, unit: TestUnit) -> int:
         """Tests one query capacity against its galleries and writes one part; returns the rows written."""

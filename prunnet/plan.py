@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+import json
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from prunnet import hashing
+from prunnet import hashing, prunable
 from prunnet.config import Recipe
 from prunnet.data.base import Dataset
 from prunnet.data.transforms import Preprocessing
 from prunnet.evaluation import FeaturesUnit, Plan, TestUnit
 from prunnet.families import OLD, Family
+from prunnet.masks import keep_count
+from prunnet.nets import RetrievalNet
 from prunnet.results import features_key, row_key
 from prunnet.subnetworks import calibration_indices
+
+Keep = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,16 @@ class Units:
         return [unit for key, unit in self.features.items() if key in needed]
 
 
-def plan_units(recipe: Recipe, family: Family, dataset: Dataset, trial: str | None = None) -> Units:
+def plan_units(
+    recipe: Recipe,
+    family: Family,
+    dataset: Dataset,
+    trial: str | None = None,
+    layerwise: Sequence[Mapping[str, float]] = (),
+) -> Units:
     """The units of a recipe for trained networks on a data set.
+
+    `layerwise`: keep fractions of all layers, each a further cut of the dense network that searches its gallery.
 
     The dense network (the family's largest) always takes part: it is the gallery that cross-tests search. Where
     the networks were trained to match an old one, every capacity searches its gallery, too.
@@ -71,10 +84,10 @@ def plan_units(recipe: Recipe, family: Family, dataset: Dataset, trial: str | No
         "preprocessing": split.queries.preprocessing.sha(),
     }
 
-    def cut(capacity: float, member: float, header: dict[str, Any]) -> FeaturesUnit:
-        sha, allocation = header["weights_sha"], allocation_of(header)
-        key = features_key(capacity=capacity, weights=sha, allocation=allocation, **determinants)
-        return FeaturesUnit(key, capacity, member)
+    def cut(capacity: float, member: float, header: dict[str, Any], keep: Keep | None = None) -> FeaturesUnit:
+        allocation: Any = allocation_of(header) if keep is None else dict(keep)
+        key = features_key(capacity=capacity, weights=header["weights_sha"], allocation=allocation, **determinants)
+        return FeaturesUnit(key, capacity, member, keep)
 
     capacities = sorted({family.top, *(c for c in sweep.capacities if c <= family.top)}, reverse=True)
     headers = {c: family.members[family.serving(c)][1] for c in capacities}
@@ -82,6 +95,11 @@ def plan_units(recipe: Recipe, family: Family, dataset: Dataset, trial: str | No
     galleries = capacities if sweep.gallery == "matrix" else [family.top]
     pairs = [(own[q], own[g], "own") for q, g in sorted({(q, g) for q in own for g in (*galleries, q)}, reverse=True)]
     units = list(own.values())
+    for vector in layerwise:
+        share = kept_share(family.members[family.top][0], vector)
+        headers.setdefault(share, headers[family.top])
+        units.append(cut(share, family.top, headers[family.top], tuple(vector.items())))
+        pairs.append((units[-1], own[family.top], "own"))
     if family.old is not None:
         old = cut(1.0, OLD, family.old[1])
         units.append(old)
@@ -101,8 +119,18 @@ def plan_units(recipe: Recipe, family: Family, dataset: Dataset, trial: str | No
             "query_weights_sha": headers[query.capacity]["weights_sha"],
             "gallery_weights_sha": of_gallery["weights_sha"],
         }
+        if query.keep is not None:
+            config = {**json.loads(row["config_json"]), "keep": dict(query.keep)}
+            row |= {"allocation": "layerwise", "config_json": hashing.canonical_json(config)}
+            row["config_hash"] = hashing.of_json(config)
         tests[key] = Test(query.key, gallery.key, row)
     return Units({unit.key: unit for unit in units}, tests, dataset.preprocessing.crop(calibration))
+
+
+def kept_share(net: RetrievalNet, keep: Mapping[str, float]) -> float:
+    """Share of all prunable weights that layer-wise capacities keep."""
+    sizes = {name: layer.get_parameter("weight").numel() for name, layer in prunable.layers(net).items()}
+    return round(sum(keep_count(n, keep[name]) for name, n in sizes.items()) / sum(sizes.values()), 6)
 
 
 def allocation_of(header: dict[str, Any]) -> str:

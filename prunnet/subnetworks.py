@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,7 @@ def subnetwork(
     *,
     allocation: str = "layer",
     random_masks: int | None = None,
+    keep: Mapping[str, float] | None = None,
     weights_sha: str | None = None,
 ) -> Subnetwork:
     """The subnetwork of any capacity in (0, 1], trained or not; ConfigError for any other number.
@@ -149,6 +150,8 @@ def subnetwork(
 
     `allocation`: `layer` or `global`, see `masks.counts_by_layer`.
     `random_masks`: a seed; masks of the same sizes are drawn at random instead (the control for the scores).
+    `keep`: a capacity of its own for every prunable layer, by name, instead (`prunnet.layerwise`); `capacity` is then
+    but the label.
     `weights_sha`: `network_sha(net)` where the caller has it, since hashing takes longer than cutting.
     """
     capacity = check_capacity(capacity)
@@ -160,10 +163,15 @@ def subnetwork(
     if random_masks is not None:
         generator = torch.Generator().manual_seed(random_masks)
         scores = [torch.rand(s.shape, generator=generator).to(s.device) for s in scores]  # type: ignore[misc]
-    masks = [LayerMasks(score, [capacity]) for score in scores]
-    if allocation != "layer":
+    names = list(prunable.layers(net))
+    if keep is not None and set(keep) != set(names):
+        odd = sorted(set(keep) ^ set(names))
+        raise ConfigError(f"keep must name every prunable layer and no other; {odd[:3]} is missing or foreign")
+    shares = [capacity if keep is None else keep[name] for name in names]
+    masks = [LayerMasks(score, [share]) for score, share in zip(scores, shares, strict=True)]
+    if keep is None and allocation != "layer":
         update_all(masks, scores, capacities=[capacity], allocation=allocation)
-    named = dict(zip(prunable.layers(net), (mask.mask(0) for mask in masks), strict=True))
+    named = dict(zip(names, (mask.mask(0) for mask in masks), strict=True))
     return Subnetwork(net, capacity, named, weights_sha)
 
 

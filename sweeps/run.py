@@ -50,11 +50,11 @@ class Run:
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Keeps the recipe beside its results."""
-        _replace(self.recipe, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        write_text(self.recipe, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Which unit keys the last sweep used, and what failed."""
-        _replace(self.folder / "manifest.json", json.dumps(manifest, indent=1))
+        write_text(self.folder / "manifest.json", json.dumps(manifest, indent=1))
 
     def manifest(self) -> dict[str, Any]:
         """The last sweep's; ConfigError where the folder holds none."""
@@ -139,6 +139,7 @@ def _absolute(path: str) -> str:
     return str(Path(os.path.abspath(os.path.expanduser(path))))
 
 
-def _replace(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """A small file that is there whole or not at all."""
     with put_in_place(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -40,12 +40,11 @@ from cluster.placement import room_for_trials
 from cluster.search import Job, Ledger, explore, hosting, run, scheduler
 from cluster.session import session
 from prunnet import results
-from prunnet.atomic import put_in_place
 from prunnet.errors import PrunnetError
 from prunnet.experiments import Trial
 from prunnet.probe import ProbeConfig, spread
 from sweeps.capacity import open_data
-from sweeps.run import Run, git_commit, open_run
+from sweeps.run import Run, git_commit, open_run, write_text
 from sweeps.search_recipe import Constraint, Search, load_search
 from sweeps.study import open_study
 
@@ -233,11 +232,6 @@ def show(
     for line in found.table(records, objectives):
         lines.add_row(*line)
     console.print(lines)
-
-
-def write_text(path: Path, text: str) -> None:
-    with put_in_place(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def main(

@@ -110,7 +110,7 @@ def test_the_front_only_grows() -> None:
 
 
 def study_of(trials: int) -> optuna.Study:
-    study = optuna.create_study(directions=["maximize", "minimize"])
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=optuna.samplers.RandomSampler(seed=0))
     for number in range(trials):
         trial = study.ask()
         x, kind = (
@@ -136,7 +136,7 @@ def test_records_figure_and_report(tmp_path: Path) -> None:
     ]
     shares = found.importances(study, TWO)
     assert set(shares) == {"mean_cross_map", "macs_within"}
-    assert max(shares["mean_cross_map"], key=lambda name: shares["mean_cross_map"][name]) == "train.lr"
+    assert shares["mean_cross_map"]["train.lr"] > shares["mean_cross_map"]["train.weighting"]
     assert found.importances(study_of(3), TWO) == {}
     drawn = found.figure(records, TWO, shares, 100.0, {"mean_cross_map": 0.4, "macs_within": 30})
     words = {"title": "A <search>", "lead": "l", "best": "b: 1", "command": "c"}

@@ -1,0 +1,112 @@
+"""The search for layer-wise capacities: Optuna proposes vectors, actors look at them, nothing is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState
+
+from cluster.evaluation import Subject
+from cluster.pool import Pool
+from prunnet.errors import ConfigError, unknown
+from prunnet.evaluation import FeaturesUnit
+from prunnet.layerwise import Budget, Keep
+
+SAMPLERS = ("cmaes", "tpe", "random")
+REACH = 3.0
+"""Logarithms of the ratios lie in ±REACH around the start."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A vector to look at."""
+
+    trial: optuna.Trial
+    keep: Keep
+
+
+def group(place: int) -> str:
+    """The parameter of a group of layers."""
+    return f"group {place}"
+
+
+def sampler(name: str, seed: int, groups: int) -> optuna.samplers.BaseSampler:
+    """Optuna's, by name. CMA-ES starts from the middle: the best guess."""
+    if name not in SAMPLERS:
+        raise ConfigError(unknown("sampler", name, SAMPLERS))
+    if name == "cmaes":
+        start = {group(place): 0.0 for place in range(groups)}
+        return optuna.samplers.CmaEsSampler(x0=start, sigma0=0.4, seed=seed, n_startup_trials=1)
+    if name == "tpe":
+        return optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=seed, n_startup_trials=2 * groups)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def look(
+    pool: Pool[Any], subject: Subject, gallery: FeaturesUnit, metric: str, keeps: Sequence[Keep]
+) -> list[float | None]:
+    """The metric of each vector in the dense gallery; None where it failed for good."""
+    units = [_unit(place, keep) for place, keep in enumerate(keeps)]
+    outcome = pool.run(units, lambda actor, unit: actor.worth.remote(subject, unit, gallery, metric))
+    found: dict[str, float] = {unit.key: value for unit, value in outcome.done}
+    return [found.get(unit.key) for unit in units]
+
+
+def improve(
+    pool: Pool[Any],
+    subject: Subject,
+    gallery: FeaturesUnit,
+    metric: str,
+    *,
+    budget: Budget,
+    start: np.ndarray,
+    study: optuna.Study,
+    evaluations: int,
+    report: Callable[[int, float], None],
+) -> tuple[Keep, float]:
+    """The best vector of so many within a budget, and its metric.
+
+    Args:
+        start: ratios that logarithms are measured from; looked at first.
+        study: may hold evaluations of an earlier, interrupted call: they count.
+        report: called with (evaluations done, best metric so far).
+    """
+    for orphan in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(orphan.number, state=TrialState.FAIL)
+    study.enqueue_trial({group(place): 0.0 for place in range(len(budget.groups))}, skip_if_exists=True)
+
+    def vector(values: dict[str, float]) -> Keep:
+        logs = np.array([values[group(place)] for place in range(len(budget.groups))])
+        return budget.keep(start * np.exp(logs))
+
+    def complete() -> int:
+        return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+
+    def proposals() -> Iterator[Proposal]:
+        for _ in range(max(0, evaluations - complete())):
+            trial = study.ask()
+            logs = {group(p): trial.suggest_float(group(p), -REACH, REACH) for p in range(len(budget.groups))}
+            yield Proposal(trial, vector(logs))
+
+    def done(proposal: Proposal, value: float) -> None:
+        study.tell(proposal.trial, value)
+        report(complete(), study.best_value)
+
+    outcome = pool.run(
+        proposals(),
+        lambda actor, p: actor.worth.remote(subject, _unit(p.trial.number, p.keep), gallery, metric),
+        on_done=done,
+    )
+    for proposal, reason in outcome.failed:
+        proposal.trial.set_user_attr("reason", reason)
+        study.tell(proposal.trial, state=TrialState.FAIL)
+    return vector(study.best_params), study.best_value
+
+
+def _unit(place: int, keep: Keep) -> FeaturesUnit:
+    """Looked at once and forgotten, so its key need not say what it is."""
+    return FeaturesUnit(f"look {place}", 1.0, keep=tuple(keep.items()))
