@@ -162,6 +162,9 @@ class Ledger(Searcher):
         self._running: dict[str, optuna.Trial] = {}
         self._orphans = [t._trial_id for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # the Tuner pickles what it was given, for a restore that is not used
+
     def set_search_properties(self, metric: Any, mode: Any, config: Any, **spec: Any) -> bool:
         return True
 

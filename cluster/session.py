@@ -4,34 +4,60 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
+from ray.dashboard.utils import ray_address_to_api_server_url
+from ray.util.state import list_actors
 
 from prunnet.config import ClusterConfig
 from prunnet.errors import ResourceError
 
+_API_URL = "RAY_API_SERVER_ADDRESS"
+
 
 @contextmanager
-def session(config: ClusterConfig) -> Iterator[None]:
+def session(config: ClusterConfig, *, state_api: bool = False) -> Iterator[None]:
     """A Ray cluster for the time of a job: the one of RAY_ADDRESS (as in a submitted job), else a local one.
+
+    Args:
+        state_api: whether Ray's dashboard process must run: see `check_state_api`.
 
     Raises ResourceError where the cluster cannot hold the job; see `check_resources`.
     """
     joined = ray.is_initialized()
     if not joined:
-        address = os.environ.get("RAY_ADDRESS")
-        if address:
-            ray.init(address=address, logging_level=logging.WARNING)
-        else:
-            ray.init("local", logging_level=logging.WARNING, include_dashboard=False, log_to_driver=verbose())
+        _start(os.environ.get("RAY_ADDRESS"), state_api)
     try:
         check_resources(config)
+        if state_api:
+            check_state_api()
         yield
     finally:
         if not joined:
             ray.shutdown()
+            os.environ.pop(_API_URL, None)
+
+
+def _start(address: str | None, state_api: bool) -> None:
+    """Joins the cluster at `address`, or starts one. Every process is told where *its* cluster's state API is: left to
+    itself, Ray takes the newest cluster of the machine for its own."""
+    if address:
+        variables = {_API_URL: ray_address_to_api_server_url(address)} if state_api else {}
+        os.environ.update(variables)
+        ray.init(address=address, logging_level=logging.WARNING, runtime_env={"env_vars": variables})
+        return
+    more: dict[str, Any] = {"include_dashboard": False}
+    if state_api:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        os.environ[_API_URL] = f"http://127.0.0.1:{port}"  # the processes that Ray starts inherit it
+        more = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
+    ray.init("local", logging_level=logging.WARNING, log_to_driver=verbose(), **more)
 
 
 def in_submitted_job() -> bool:
@@ -42,6 +68,22 @@ def in_submitted_job() -> bool:
 def verbose() -> bool:
     """PRUNNET_VERBOSE=1 shows what the workers print."""
     return os.environ.get("PRUNNET_VERBOSE", "") not in ("", "0")
+
+
+def check_state_api() -> None:
+    """ResourceError where Ray's state API does not answer.
+
+    When the driver of a nested training dies or is stopped, Ray Train's cleaner asks that API whether it is dead, and
+    takes the workers' placement group back. The API is part of the dashboard: without it every stopped trial keeps its
+    CPUs, and the search waits for ever.
+    """
+    try:
+        list_actors(limit=1, timeout=30)
+    except Exception as error:  # requests', gRPC's and Ray's own, by how far it came
+        raise ResourceError(
+            f"Ray's state API does not answer ({type(error).__name__}), so stopped trials would keep their CPUs; "
+            "start the head with --include-dashboard=true"
+        ) from None
 
 
 def check_resources(config: ClusterConfig) -> None:

@@ -61,7 +61,7 @@ def search(asked: Search, *, fresh: bool = False, console: Console | None = None
         study = open_study(asked, run_folder.folder, fresh=fresh)
         for point in asked.file.start:
             study.enqueue_trial(asked.parameters(point), skip_if_exists=True)
-        with session(asked.base.cluster):
+        with session(asked.base.cluster, state_api=True):
             baseline = explore_missing(asked, run_folder, study, console)
         return conclude(asked, run_folder, study, baseline, console)
 
