@@ -80,6 +80,6 @@ def matrix_figure(frame: Frame) -> Figure:
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Writes a figure (PNG or SVG by suffix) and closes it."""
-    figure.savefig(path, dpi=150)
+    """Writes a figure as PNG and closes it."""
+    figure.savefig(path, dpi=150, format="png")
     plt.close(figure)

@@ -14,10 +14,8 @@ from analysis import plots, tables
 from analysis.frame import Frame
 
 
-def write(
-    path: str | Path, frame: Frame, *, title: str, command: str, recipe: str, failures: Sequence[str] = ()
-) -> None:
-    """Writes the report; it needs no network and no other file."""
+def render(frame: Frame, *, title: str, command: str, recipe: str, failures: Sequence[str] = ()) -> str:
+    """The report as one HTML page that needs no network and no other file."""
     first = frame.rows[0]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -29,7 +27,7 @@ def write(
         f"{first['queries']} queries against {first['gallery_size']} images "
         f"({first['dataset']}, {first['split']} split, seed {first['seed']})."
     )
-    text = environment.get_template("report.html").render(
+    return environment.get_template("report.html").render(
         title=title,
         lead=lead,
         head=tables.head(frame),
@@ -40,9 +38,6 @@ def write(
         recipe=recipe,
         failures=list(failures),
     )
-    temporary = Path(path).with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def embedded(figure: Figure) -> str:

@@ -250,18 +250,14 @@ def _text(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else f"{value}"
 
 
-def write_report(
-    path: str | Path,
+def report(
     drawn: Figure,
     lines: Sequence[Sequence[str]],
     columns: Sequence[str],
     **words: Any,
-) -> None:
-    """One self-contained HTML file."""
+) -> str:
+    """One self-contained HTML page."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    text = environment.get_template("search.html").render(figure=embedded(drawn), head=columns, table=lines, **words)
-    temporary = Path(path).with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    return environment.get_template("search.html").render(figure=embedded(drawn), head=columns, table=lines, **words)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from cluster.evaluation import Subject, evaluate
 from cluster.placement import driver_resources
 from cluster.training import FINAL, Watch, train
 from prunnet import data, results
+from prunnet.atomic import write_text
 from prunnet.config import Recipe
 from prunnet.errors import PrunnetError, one_line
 from prunnet.experiments import Trial
@@ -37,6 +37,7 @@ from prunnet.methods import METHODS
 from prunnet.plan import evaluation_plan, network_arrays, plan_units
 from prunnet.probe import ProbeConfig
 from prunnet.results import trial_folder
+from prunnet.storage import place, remove
 
 VALUE, LIMIT, FAILED = "value:", "limit:", "failed"
 """Keys of a trial's last report: its objectives, how far it is beyond each limit, or why it failed."""
@@ -55,20 +56,18 @@ class Job:
     git_commit: str | None
 
     def results_of(self, trial: Trial) -> Path:
-        return trial_folder(Path(self.folder) / "results", trial.id)
+        return trial_folder(place(self.folder) / "results", trial.id)
 
     def work_of(self, trial: Trial) -> Path:
         """Checkpoints and features, until it is finished."""
         return self._work(trial.id)
 
     def _work(self, trial_id: str) -> Path:
-        return Path(self.folder) / "trials" / trial_id.replace("/", "-")
+        return place(self.folder) / "trials" / trial_id.replace("/", "-")
 
     def note_error(self, trial: Trial, error: BaseException) -> None:
         """Keeps what a trial died of, for its reason if it dies for good."""
-        work = self.work_of(trial)
-        work.mkdir(parents=True, exist_ok=True)
-        (work / "error.txt").write_text(one_line(error)[:1000], encoding="utf-8")
+        write_text(self.work_of(trial) / "error.txt", one_line(error)[:1000])
 
     def last_error(self, trial_id: str) -> str:
         try:
@@ -78,7 +77,7 @@ class Job:
 
     def clear(self, trial_id: str) -> None:
         """Removes the checkpoints of a trial that ended."""
-        shutil.rmtree(self._work(trial_id), ignore_errors=True)
+        remove(self._work(trial_id))
 
 
 def run(job: Job, trial: Trial, hosts: Sequence[Any], callbacks: Sequence[Any] = ()) -> list[Row]:
@@ -86,7 +85,7 @@ def run(job: Job, trial: Trial, hosts: Sequence[Any], callbacks: Sequence[Any] =
 
     Raises PrunnetError for what a second try would only repeat.
     """
-    recipe, folder = trial.recipe, Path(job.folder)
+    recipe, folder = trial.recipe, place(job.folder)
     console = Console(quiet=True)
     files: dict[float, Path] = {}
     for stage in stages(recipe):
@@ -277,23 +276,27 @@ def explore(
     # Epochs report a score, the end reports objectives: Tune would want every metric in every report.
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(concurrent)
-    storage = Path(job.folder) / "tune"
-    shutil.rmtree(storage, ignore_errors=True)
+    storage = place(job.folder) / "tune"
+    remove(storage)
     asked = tune.with_resources(tune.with_parameters(trainable, job=job, hosts=list(hosts)), driver_resources())
     tuner = tune.Tuner(
         asked,
         tune_config=tune.TuneConfig(
-            search_alg=ledger, scheduler=stopping, num_samples=trials, max_concurrent_trials=concurrent
+            search_alg=ledger,
+            scheduler=stopping,
+            num_samples=trials,
+            max_concurrent_trials=concurrent,
+            trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=str(Path(job.folder)),
+            storage_path=str(place(job.folder)),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=attempts - 1),
         ),
     )
     tuner.fit()
-    shutil.rmtree(storage, ignore_errors=True)
+    remove(storage)
 
 
 @contextlib.contextmanager

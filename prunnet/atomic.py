@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from prunnet.storage import is_url, upload
+
 
 @contextmanager
 def put_in_place(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write a file to. When the block ends it is synced and renamed; when the block
-    fails, nothing is left of it, and what was there before stays."""
+    """A temporary path of this machine to write a file to. When the block ends it is synced and renamed to `path`, or
+    uploaded; when the block fails, nothing is left of it, and what was there before stays."""
+    if is_url(path):
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder) / path.name
+            yield temporary
+            upload(temporary, path)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -21,6 +30,12 @@ def put_in_place(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A small file that is there whole or not at all."""
+    with put_in_place(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _sync(path: Path) -> None:

@@ -16,6 +16,7 @@ from prunnet.atomic import put_in_place
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, one_line
 from prunnet.nets import RetrievalNet
+from prunnet.storage import local, place
 from prunnet.widths import build
 
 NETWORK = "prunnet-network"
@@ -27,16 +28,16 @@ MORE_SPEC_KEYS = frozenset(["width", "scored", "switch"])
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], kind: str, header: dict[str, Any]) -> None:
     """Writes tensors and header under a temporary name, syncs, renames: a reader sees all of it or nothing."""
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    with put_in_place(Path(path)) as temporary:
+    with put_in_place(place(path)) as temporary:
         save_file(plain, temporary, metadata={"prunnet": hashing.canonical_json({"kind": kind, **header})})
 
 
 def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, header) of a file of this kind; CheckpointError, in one line, for anything else."""
-    if not Path(path).is_file():
+    if not place(path).is_file():
         raise CheckpointError(f"checkpoint {str(path)!r} is not a file")
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with safe_open(str(local(path)), framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("prunnet", "{}"))
             if not isinstance(header, dict) or header.get("kind") != kind:
                 found = header.get("kind") if isinstance(header, dict) else None
@@ -56,10 +57,10 @@ def kind_of(path: str | Path) -> str:
 
 def read_header(path: str | Path) -> dict[str, Any]:
     """The header of any file of ours, without its tensors."""
-    if not Path(path).is_file():
+    if not place(path).is_file():
         raise CheckpointError(f"checkpoint {str(path)!r} is not a file")
     try:
-        with safe_open(str(path), framework="np") as file:
+        with safe_open(str(local(path)), framework="np") as file:
             header = json.loads((file.metadata() or {}).get("prunnet", "{}"))
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise CheckpointError(f"{str(path)!r} is not a whole safetensors file ({one_line(error)})") from None

@@ -28,6 +28,7 @@ from prunnet.nets import RetrievalNet
 from prunnet.results import SCHEMA, write_part
 from prunnet.retrieval.features import StoredFeatures, embed, load_features, make_features
 from prunnet.retrieval.protocol import Truth
+from prunnet.storage import place
 from prunnet.subnetworks import Subnetwork, calibration_batches, subnetwork
 from prunnet.widths import build
 
@@ -184,7 +185,7 @@ class Evaluator:
 
 def features_path(folder: str | Path, key: str) -> Path:
     """The folder that the features of a key are kept in."""
-    return Path(folder) / key[:32]
+    return place(folder) / key[:32]
 
 
 def evaluate_here(

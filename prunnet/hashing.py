@@ -13,6 +13,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from prunnet.errors import CheckpointError
+from prunnet.storage import local
 
 METHOD_VERSION = 1
 """Part of every key and of every training's hash; raised by hand when a change makes earlier results wrong or
@@ -43,7 +44,7 @@ def weights_sha_of(path: str | Path) -> str:
     """What identifies the network of a saved file: the weights' hash in its header, for a subnetwork with mask and
     calibration. CheckpointError where there is none."""
     try:
-        with safe_open(str(path), framework="np") as file:
+        with safe_open(str(local(path)), framework="np") as file:
             header = json.loads((file.metadata() or {})["prunnet"])
         parts = [header[key] for key in ("weights_sha", "mask_sha", "calibration") if key in header]
         return str(parts[0]) if len(parts) == 1 else of_json(parts)
@@ -56,7 +57,7 @@ def weights_sha_of(path: str | Path) -> str:
 def of_file(path: str | Path) -> str:
     """SHA-256 (hex) of a file's bytes; CheckpointError where it cannot be read."""
     try:
-        with Path(path).open("rb") as file:
+        with local(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"{str(path)!r} cannot be read: {error.strerror}") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from prunnet.config import ModelConfig
 from prunnet.errors import ConfigError, one_line, unknown
 from prunnet.prunable import attach_scores
+from prunnet.storage import local, place
 
 _REFUSED = "checkpoint_path pretrained pretrained_cfg pretrained_cfg_overlay cache_dir features_only"
 REFUSED_OPTIONS = frozenset(_REFUSED.split())
@@ -165,9 +165,9 @@ def make_backbone(
         raise ConfigError(f"backbone options {refused} are not taken: they would load weights or undo the recipe")
     source: dict[str, Any] = {}
     if weights is not None:
-        if not weights.endswith(".safetensors") or not Path(weights).is_file():
+        if not weights.endswith(".safetensors") or not place(weights).is_file():
             raise ConfigError(f"model.weights={weights!r} is not a .safetensors file that can be read")
-        source = {"pretrained": True, "pretrained_cfg_overlay": {"file": weights}}
+        source = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(local(weights))}}
     elif pretrained:
         source = {"pretrained": True}
     try:

@@ -22,6 +22,7 @@ from prunnet.gains import p_comp as p_comp
 from prunnet.gains import p_up as p_up
 from prunnet.gains import update_gain as update_gain
 from prunnet.hashing import METHOD_VERSION, of_json
+from prunnet.storage import place
 
 SCHEMA_VERSION = 2
 
@@ -81,7 +82,7 @@ def write_part(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
     Raises ResultsError for a row without a `unit_key` or with an unknown column.
     """
-    folder = Path(folder)
+    folder = place(folder)
     table = as_table(rows)
     path = folder / f"part-{of_json(sorted(table['unit_key'].to_pylist()))[:32]}.parquet"
     if path.exists():
@@ -112,13 +113,13 @@ def read(folder: str | Path) -> pa.Table:
     Raises ResultsError that names a file which is torn, foreign, or of another schema. Temporary files of
     writers that died are not read.
     """
-    whole = pa.concat_tables([SCHEMA.empty_table(), *_parts(Path(folder))])
+    whole = pa.concat_tables([SCHEMA.empty_table(), *_parts(place(folder))])
     return _one_row_a_key(whole)
 
 
 def trial_folder(folder: str | Path, trial: str) -> Path:
     """Where the parts of one trial of many lie, so that they can be read without the others'."""
-    return Path(folder) / f"trial-{trial.replace('/', '-')}"
+    return place(folder) / f"trial-{trial.replace('/', '-')}"
 
 
 def _parts(folder: Path) -> list[pa.Table]:
@@ -137,7 +138,8 @@ def _parts(folder: Path) -> list[pa.Table]:
 
 def _read_part(path: Path) -> pa.Table:
     try:
-        table = pq.read_table(path)
+        with path.open("rb") as file:
+            table = pq.read_table(file)
     except (pa.ArrowInvalid, OSError) as error:
         reason = " ".join(str(error).split())[:120]
         raise ResultsError(
@@ -167,7 +169,7 @@ def pack(folder: str | Path, path: str | Path) -> int:
 
     Atomic. `unpack` is the way back.
     """
-    table, path = read(folder).sort_by([("trial_id", "ascending"), ("unit_key", "ascending")]), Path(path)
+    table, path = read(folder).sort_by([("trial_id", "ascending"), ("unit_key", "ascending")]), place(path)
     with put_in_place(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
     return len(table)
@@ -184,7 +186,7 @@ def unpack(path: str | Path, folder: str | Path) -> int:
 
 def read_packed(path: str | Path) -> pa.Table:
     """All rows of a file that `pack` wrote; ResultsError where it is torn, foreign or of another schema."""
-    return _read_part(Path(path))
+    return _read_part(place(path))
 
 
 def finished_keys(folder: str | Path) -> set[str]:

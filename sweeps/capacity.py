@@ -32,6 +32,7 @@ from cluster.progress import bar
 from cluster.session import session
 from cluster.training import train
 from prunnet import data, results
+from prunnet.atomic import put_in_place, write_text
 from prunnet.checkpoint import load_network
 from prunnet.config import Recipe, load_recipe
 from prunnet.data.base import Dataset
@@ -152,15 +153,16 @@ def draw(run: Run, console: Console) -> None:
         for cells in tables.capacity_table(frame):
             table.add_row(*cells)
         console.print(table)
-        plots.save(plots.pareto_figure(frame), run.folder / "pareto.png")
-        report.write(
-            run.folder / "report.html",
+        with put_in_place(run.folder / "pareto.png") as temporary:
+            plots.save(plots.pareto_figure(frame), temporary)
+        page = report.render(
             frame,
             title=f"Capacity sweep {manifest['name']}",
             command=f"python sweeps/capacity.py --recipe {run.recipe}",
             recipe=run.recipe.read_text(encoding="utf-8"),
             failures=failures,
         )
+        write_text(run.folder / "report.html", page)
         for what, path in (("results", run.results), ("front", run.folder / "pareto.png")):
             console.print(f"{what:<8}{path}", soft_wrap=True)
         console.print(f"{'report':<8}{run.folder / 'report.html'}", soft_wrap=True)

@@ -34,6 +34,7 @@ from cluster.pool import Pool
 from cluster.progress import bar
 from cluster.session import session
 from prunnet import results
+from prunnet.atomic import write_text
 from prunnet.config import Recipe, check_capacity, load_recipe
 from prunnet.data.base import Dataset
 from prunnet.errors import ConfigError, PrunnetError
@@ -42,8 +43,8 @@ from prunnet.layerwise import Budget, Keep
 from prunnet.plan import Units, evaluation_plan, network_arrays, plan_units
 from prunnet.subnetworks import calibration_loader, subnetwork
 from sweeps.capacity import open_data, trained_networks
-from sweeps.run import Run, absolute_paths, git_commit, open_run, write_text
-from sweeps.study import journal
+from sweeps.run import Run, absolute_paths, git_commit, open_run
+from sweeps.study import journal, quiet_optuna
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 TRIAL = "layerwise"
@@ -125,7 +126,7 @@ def chosen_vectors(
 
 def open_study(run: Run, asked: Asked, capacity: float, family: Family, groups: int) -> optuna.Study:
     """The looks at one budget of this very network, as far as they are."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    quiet_optuna()
     folder = run.folder / TRIAL
     folder.mkdir(exist_ok=True)
     _, header = family.members[family.top]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +16,11 @@ from typing import Any
 import yaml
 
 from cluster.session import in_submitted_job
-from prunnet.atomic import put_in_place
+from prunnet.atomic import write_text
 from prunnet.config import Recipe
 from prunnet.errors import ConfigError
+from prunnet.hashing import of_json
+from prunnet.storage import is_url, place, remove
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,7 @@ def open_run(recipe: Recipe, *, fresh: bool = False) -> Iterator[Run]:
     """
     folder = storage(recipe) / recipe.name
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = _lock_file(folder).open("w")
     except OSError as error:
         raise ConfigError(
             f"run folder {str(folder)!r} cannot be written ({error.strerror}); set cluster.storage"
@@ -85,16 +86,27 @@ def open_run(recipe: Recipe, *, fresh: bool = False) -> Iterator[Run]:
         except BlockingIOError:
             raise ConfigError(f"another job is at work in {str(folder)!r}; wait for it or set another name") from None
         if fresh:
-            for path in folder.iterdir():
+            for path in [*folder.iterdir()]:
                 if path.name != ".lock":
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    remove(path)
         yield Run(folder)
+
+
+def _lock_file(folder: Path) -> Path:
+    """Held by the driver at work. An object store has no locks: there it is this machine's, and keeps two drivers of
+    it apart; those of two machines would but do the same work twice."""
+    where = folder
+    if is_url(folder):
+        where = Path(tempfile.gettempdir()) / f"prunnet-lock-{of_json(str(folder))[:32]}"
+    where.mkdir(parents=True, exist_ok=True)
+    return where / ".lock"
 
 
 def storage(recipe: Recipe) -> Path:
     """Folder of all runs, absolute. A submitted job's working directory is Ray's to delete, so it is not used."""
     if recipe.cluster.storage:
-        return Path(recipe.cluster.storage).expanduser().resolve()
+        given = place(recipe.cluster.storage)
+        return given if is_url(given) else given.resolve()
     return Path.home() / "prunnet-runs" if in_submitted_job() else Path("runs").resolve()
 
 
@@ -136,10 +148,4 @@ def git_commit() -> str | None:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(os.path.abspath(os.path.expanduser(path))))
-
-
-def write_text(path: Path, text: str) -> None:
-    """A small file that is there whole or not at all."""
-    with put_in_place(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    return path if is_url(path) else os.path.abspath(os.path.expanduser(path.removeprefix("file://")))

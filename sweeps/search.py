@@ -17,7 +17,6 @@ Exit code: 0 finished; 1 some trial failed, the rest is there; 2 the recipe, dat
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -40,11 +39,13 @@ from cluster.placement import room_for_trials
 from cluster.search import Job, Ledger, explore, hosting, run, scheduler
 from cluster.session import session
 from prunnet import results
+from prunnet.atomic import put_in_place, write_text
 from prunnet.errors import PrunnetError
 from prunnet.experiments import Trial
 from prunnet.probe import ProbeConfig, spread
+from prunnet.storage import remove
 from sweeps.capacity import open_data
-from sweeps.run import Run, git_commit, open_run, write_text
+from sweeps.run import Run, git_commit, open_run
 from sweeps.search_recipe import Constraint, Search, load_search
 from sweeps.study import open_study
 
@@ -160,7 +161,7 @@ def conclude(asked: Search, run_folder: Run, study: optuna.Study, baseline: list
     records = [found.record_of(trial, objectives) for trial in study.get_trials(deepcopy=False)]
     write_text(folder / "trials.json", json.dumps([asdict(record) for record in records], indent=1))
     chosen = found.best_front(records, objectives)
-    shutil.rmtree(folder / "front", ignore_errors=True)
+    remove(folder / "front")
     for place, record in enumerate(chosen):
         text = recipe_text(asked, record)
         write_text(folder / "front" / f"trial-{record.number:04d}.yaml", text)
@@ -203,12 +204,12 @@ def draw(
     costs = [r.values[q.label] for r in records if r.values for q in objectives if not q.higher]
     worst = max([*costs, *(float(row["macs_dense"]) for row in baseline if row["macs_dense"])], default=1.0)
     picture = partial(found.figure, records, objectives, shares, worst, values)
-    plots.save(picture(), folder / "search.png")
+    with put_in_place(folder / "search.png") as temporary:
+        plots.save(picture(), temporary)
     counts = {state: sum(r.state == state for r in records) for state in ("complete", "stopped", "failed")}
     reference = "".join(f" The base recipe has {name} {value:.6g}." for name, value in (values or {}).items())
     best = recipe_text(asked, chosen[0]) if chosen else ""
-    found.write_report(
-        folder / "search.html",
+    page = found.report(
         picture(),
         found.table(records, objectives),
         found.head(objectives),
@@ -217,6 +218,7 @@ def draw(
         best=best,
         command=f"python sweeps/capacity.py --recipe {folder / 'best.yaml'}",
     )
+    write_text(folder / "search.html", page)
 
 
 def show(

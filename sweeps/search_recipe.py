@@ -184,7 +184,6 @@ class Sampler(_Part):
             group=True,
             constant_liar=True,
             seed=self.seed,
-            warn_independent_sampling=False,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 
 import optuna
@@ -12,6 +13,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from prunnet.errors import ConfigError, one_line
+from prunnet.storage import is_url
 from sweeps.search_recipe import Search
 
 JOURNAL = "study.journal"
@@ -22,8 +24,10 @@ def open_study(search: Search, folder: Path, *, fresh: bool = False) -> optuna.S
 
     Raises ConfigError, without the password, where the storage cannot be reached.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    quiet_optuna()
     file, name = search.file, search.study_name
+    if not file.storage and is_url(folder):
+        raise ConfigError(f"a journal file cannot grow on {str(folder)!r}; set `storage` to a database (RDB URL)")
     storage = database(file.storage) if file.storage else journal(folder / JOURNAL)
     if fresh and name in optuna.get_all_study_names(storage):
         optuna.delete_study(study_name=name, storage=storage)
@@ -36,6 +40,12 @@ def open_study(search: Search, folder: Path, *, fresh: bool = False) -> optuna.S
     )
     study.set_metric_names([q.label for q in file.objectives])
     return study
+
+
+def quiet_optuna() -> None:
+    """Neither a line a trial, nor that grouped TPE and metric names are called experimental."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
 def journal(path: Path) -> JournalStorage:

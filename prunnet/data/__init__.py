@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
+from prunnet import storage
 from prunnet.config import DataConfig, Recipe
 from prunnet.data import (
     cifar100,
@@ -83,6 +84,8 @@ def whole(config: DataConfig) -> Listing:
         raise DataError(f"{config.name} is rendered; it has no files; valid: {', '.join(READERS)}")
     if config.name not in READERS:
         raise DataError(unknown("data.name", config.name, DATASETS))
+    if config.root and storage.is_url(config.root):
+        config = config.model_copy(update={"root": _copied(config.root)})
     if config.root and packed.is_store(config.root):
         packed.check_lists(config.root)
         found = packed.read(config.root)
@@ -93,6 +96,14 @@ def whole(config: DataConfig) -> Listing:
         listing.check(found)
         found = replace(found, notes=(*found.notes, *found.differences()))
     return listing.present(found)
+
+
+def _copied(url: str) -> str:
+    """This machine's copy of a data set on an object store: a .zip, a packed store, or a whole folder."""
+    found = storage.local(url)
+    if storage.is_url(found):
+        raise DataError(f"data.root={url!r}: nothing is there")
+    return str(found)
 
 
 def validated(found: Listing, config: DataConfig) -> Listing:

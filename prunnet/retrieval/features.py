@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError
 from prunnet.hashing import of_file
 from prunnet.retrieval.search import Features
+from prunnet.storage import is_url, local, upload
 from prunnet.subnetworks import Subnetwork
 
 FORMAT = "prunnet-features"
@@ -80,6 +82,12 @@ def embed_test(subnetwork: Subnetwork, test: RetrievalTest, batch_size: int = 25
 @contextmanager
 def storing(path: Path) -> Iterator[Path]:
     """A temporary folder to write arrays and the identity into, put in place whole when the block ends."""
+    if is_url(path):
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+            for file in sorted(Path(folder).iterdir(), key=lambda f: f.name == IDENTITY):  # without it nothing is there
+                upload(file, path / file.name)
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -124,7 +132,7 @@ def make_features(
 
 def load_features(path: str | Path, key: str | None = None) -> StoredFeatures:
     """The stored features, memory-mapped; CheckpointError where a file is torn or they were made for another key."""
-    path = Path(path)
+    path = local(path)
     try:
         identity = json.loads((path / IDENTITY).read_text(encoding="utf-8"))
         hashes = identity["hashes"]

@@ -1,0 +1,121 @@
+"""Folders and files that may lie on an object store: `s3://…`, `gs://…`, or anything else that fsspec knows.
+
+A URL behaves like a path (universal_pathlib). What needs a real file, such as safetensors and memory maps, gets a copy
+that is made once a machine (`local`). An object store has no rename: a file is put there whole, by one request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, cast
+
+from prunnet.errors import ConfigError, one_line
+
+
+def is_url(where: str | Path) -> bool:
+    """Whether it is on an object store; `file://` is not."""
+    text = str(where)
+    return "://" in text and not text.startswith("file://")
+
+
+def place(where: str | Path) -> Path:
+    """A path of this machine, or one of an object store that behaves alike.
+
+    Raises ConfigError for a URL whose file system is not installed.
+    """
+    if not isinstance(where, str):
+        return where
+    if not is_url(where):
+        return Path(where.removeprefix("file://")).expanduser()
+    try:
+        from upath import UPath
+
+        # Others write there, too: a list that is kept would miss their files.
+        found = UPath(where, use_listings_cache=False)
+        _ = found.fs
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"{where!r} cannot be used ({one_line(error)[:150]}); s3:// needs pip install 'prunnet[s3]'"
+        ) from None
+    return cast(Path, found)
+
+
+def remove(where: Path) -> None:
+    """A file or a whole folder, if it is there."""
+    if is_url(where):
+        remote = cast(Any, where)
+        if remote.fs.exists(remote.path):
+            remote.fs.rm(remote.path, recursive=True)
+    elif where.is_dir() and not where.is_symlink():
+        shutil.rmtree(where, ignore_errors=True)
+    else:
+        where.unlink(missing_ok=True)
+
+
+def upload(source: Path, target: Path) -> None:
+    """A file to an object store, whole."""
+    remote = cast(Any, target)
+    remote.fs.put_file(str(source), remote.path)
+
+
+def local(where: str | Path) -> Path:
+    """The file or folder itself, or this machine's copy of it, made when it is asked for the first time and again when
+    the original changes. What does not exist is returned as it is."""
+    path = place(where)
+    if not is_url(path):
+        return path
+    remote = cast(Any, path)
+    files = _listed(remote)
+    if not files:
+        return path
+    stamp = hashlib.sha256(repr([str(path), files]).encode()).hexdigest()[:32]
+    target = cache() / stamp / path.name
+    if not target.exists():
+        temporary = Path(tempfile.mkdtemp(dir=_made(cache())))
+        try:
+            for name, _ in files:
+                below = temporary / path.name / name if name else temporary / path.name
+                _made(below.parent)
+                remote.fs.get_file(f"{remote.path.rstrip('/')}/{name}" if name else remote.path, str(below))
+            _rename(temporary, target.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _listed(remote: Any) -> list[tuple[str, str]]:
+    """(name below, what changes with its content) of a file ("") or of all files of a folder; nothing if it is not
+    there."""
+    try:
+        found = remote.fs.find(remote.path, detail=True)
+    except FileNotFoundError:
+        return []
+    stamps = []
+    for name, info in sorted(found.items()):
+        below = name.removeprefix(remote.path.rstrip("/")).lstrip("/")
+        changes = [info.get(key) for key in ("ETag", "etag", "size", "LastModified", "mtime")]
+        stamps.append((below, repr(changes)))
+    return stamps
+
+
+def cache() -> Path:
+    """This machine's folder of copies: PRUNNET_CACHE, or one in the folder for temporary files."""
+    given = os.environ.get("PRUNNET_CACHE")
+    return Path(given) if given else Path(tempfile.gettempdir()) / f"prunnet-cache-{os.getuid()}"
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _rename(temporary: Path, target: Path) -> None:
+    try:
+        temporary.rename(target)
+    except OSError:
+        if not target.exists():  # else another process was faster: its copy is as good
+            raise
