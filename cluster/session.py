@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.dashboard.utils import ray_address_to_api_server_url
 from ray.util.state import list_actors
 
@@ -32,7 +34,7 @@ def session(config: ClusterConfig, *, state_api: bool = False) -> Iterator[None]
     if not joined:
         _start(os.environ.get("RAY_ADDRESS"), state_api)
     try:
-        check_resources(config)
+        wait_for_resources(config)
         if state_api:
             check_state_api()
         yield
@@ -84,6 +86,29 @@ def check_state_api() -> None:
             f"Ray's state API does not answer ({type(error).__name__}), so stopped trials would keep their CPUs; "
             "start the head with --include-dashboard=true"
         ) from None
+
+
+def wait_for_resources(config: ClusterConfig) -> None:
+    """`check_resources`, again and again for `cluster.wait_minutes`; an autoscaler is told what will be needed."""
+    deadline = time.monotonic() + 60 * config.wait_minutes
+    asked = False
+    while True:
+        try:
+            return check_resources(config)
+        except ResourceError:
+            if time.monotonic() >= deadline:
+                raise
+            if not asked:
+                request_resources(bundles=_bundles(config))
+                asked = True
+            time.sleep(min(2.0, max(0.05, deadline - time.monotonic())))
+
+
+def _bundles(config: ClusterConfig) -> list[dict[str, float]]:
+    worker = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
+    actor = {"CPU": config.cpus_per_actor, "GPU": config.gpus_per_actor}
+    every = [worker] * config.workers + [actor] * config.actors
+    return [{kind: share for kind, share in bundle.items() if share} for bundle in every]
 
 
 def check_resources(config: ClusterConfig) -> None:

@@ -249,8 +249,11 @@ class ClusterConfig(Section):
     """Worker failures that a training survives."""
     attempts: Positive = 3
     """Times that a capacity is tried before it is reported as failed."""
+    wait_minutes: Annotated[float, Field(ge=0)] = 0.0
+    """How long to wait for a cluster that grows (an autoscaler is asked at once) before it is said to be too small."""
     storage: str | None = None
-    """Folder of runs, shared by all nodes; None: ./runs, or ~/prunnet-runs in a submitted job."""
+    """Folder of runs, shared by all nodes, or a URL (s3://bucket/runs, gs://…); None: ./runs, or ~/prunnet-runs in a
+    submitted job."""
 
 
 class Recipe(Section):
@@ -361,6 +364,8 @@ def explain(error: ValidationError) -> str:
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             return f"unknown key {where!r}"
+        if item["type"] == "missing":
+            return f"key {where!r} is missing"
         if isinstance(item["input"], (dict, BaseModel)):  # a whole section: its message names the keys
             return message
         return f"{where}: {message} (given: {item['input']!r})" if where else message

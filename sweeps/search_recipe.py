@@ -248,7 +248,8 @@ class SearchFile(_Part):
     attempts: Annotated[int, Field(ge=1)] = 3
     """Times that a trial is tried when its processes die."""
     storage: str | None = None
-    """Optuna's: an RDB URL (postgresql+psycopg://…) for a cluster; None: a journal file in the run's folder."""
+    """Optuna's: an RDB URL (postgresql+psycopg://…) for a cluster, or the environment variable that holds it, such as
+    $PRUNNET_STUDY, so that no password is in a file; None: a journal file in the run's folder."""
 
     @field_validator("space", mode="before")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def open_study(search: Search, folder: Path, *, fresh: bool = False) -> optuna.S
     file, name = search.file, search.study_name
     if not file.storage and is_url(folder):
         raise ConfigError(f"a journal file cannot grow on {str(folder)!r}; set `storage` to a database (RDB URL)")
-    storage = database(file.storage) if file.storage else journal(folder / JOURNAL)
+    storage = database(os.path.expandvars(file.storage)) if file.storage else journal(folder / JOURNAL)
     if fresh and name in optuna.get_all_study_names(storage):
         optuna.delete_study(study_name=name, storage=storage)
     study = optuna.create_study(

@@ -12,7 +12,7 @@ from sweeps.ablation_recipe import load_ablation
 
 RECIPES = sorted((Path(__file__).parent.parent / "sweeps" / "recipes").glob("*.yaml"))
 SWEEPS = [path for path in RECIPES if "\nbase:" not in path.read_text()]
-ABLATIONS = [path for path in RECIPES if path not in SWEEPS]
+ABLATIONS = [path for path in RECIPES if path not in SWEEPS and not path.name.startswith("search_")]
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
