@@ -162,6 +162,7 @@ class Saver:
         self.watch: Watch | None = None
         self.probe: Probe | None = None
         self._score: dict[str, float] = {}
+        self._answered: Any = None
         self._posted = 0.0
         self._saved = time.monotonic()
 
@@ -169,7 +170,10 @@ class Saver:
         step = trainer.progress.step
         if trainer.reducer.rank == 0 and time.monotonic() - self._posted > POST_EVERY_SECONDS:
             self._post()
-        if step % trainer.steps_per_epoch and self._due(step):  # the end of an epoch saves anyway
+        if step % trainer.steps_per_epoch == 0:
+            return  # the end of an epoch saves anyway
+        called_back = self._called_back(step)
+        if self._due(step) or called_back:
             self.save()
 
     def after_epoch(self, trainer: Trainer) -> None:
@@ -191,6 +195,16 @@ class Saver:
         # All workers must agree, so rank 0's clock decides for all.
         late = time.monotonic() - self._saved > 60 * config.checkpoint_every_minutes
         return bool(self.trainer.reducer.gather(torch.tensor(float(late)))[0])
+
+    def _called_back(self, step: int) -> bool:
+        """Whether a worker's node is about to be taken away and no checkpoint answered that yet; all workers agree."""
+        every = self.recipe.cluster.preemption_steps
+        if not every or step % every:
+            return False
+        info = ray.train.get_preemption_info()
+        first = info is not None and info != self._answered
+        self._answered = info
+        return first
 
     def _post(self) -> None:
         self._posted = time.monotonic()

@@ -247,6 +247,8 @@ class ClusterConfig(Section):
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0.0
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Worker failures that a training survives."""
+    preemption_steps: Annotated[int, Field(ge=0)] = 25
+    """Steps between looks whether a node is about to be taken away, which is answered by a checkpoint; 0: never."""
     attempts: Positive = 3
     """Times that a capacity is tried before it is reported as failed."""
     wait_minutes: Annotated[float, Field(ge=0)] = 0.0

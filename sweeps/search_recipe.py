@@ -172,18 +172,21 @@ class Sampler(_Part):
     population: Annotated[int, Field(ge=2)] | None = None
     """nsga2: trials of a generation; None: a fifth of the trials, so that there are five generations."""
 
-    def make(self, trials: int) -> optuna.samplers.BaseSampler:
+    def make(self, trials: int, begun: int = 0) -> optuna.samplers.BaseSampler:
+        """For a search of so many trials, of which some have begun: a sampler that starts anew must not draw what it
+        drew before."""
+        seed = self.seed + 7919 * begun
         if self.name == "random":
-            return optuna.samplers.RandomSampler(seed=self.seed)
+            return optuna.samplers.RandomSampler(seed=seed)
         if self.name == "nsga2":
-            return optuna.samplers.NSGAIISampler(population_size=self.population or max(2, trials // 5), seed=self.seed)
+            return optuna.samplers.NSGAIISampler(population_size=self.population or max(2, trials // 5), seed=seed)
         # Trials that still run count as bad ones, or those asked for meanwhile would all be alike.
         return optuna.samplers.TPESampler(
             n_startup_trials=self.startup or max(1, trials // 4),
             multivariate=True,
             group=True,
             constant_liar=True,
-            seed=self.seed,
+            seed=seed,
         )
 
 

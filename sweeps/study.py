@@ -35,10 +35,10 @@ def open_study(search: Search, folder: Path, *, fresh: bool = False) -> optuna.S
     study = optuna.create_study(
         storage=storage,
         study_name=name,
-        sampler=file.sampler.make(file.trials),
         directions=["maximize" if q.higher else "minimize" for q in file.objectives],
         load_if_exists=True,
     )
+    study.sampler = file.sampler.make(file.trials, len(study.get_trials(deepcopy=False)))
     study.set_metric_names([q.label for q in file.objectives])
     return study
 

@@ -105,6 +105,18 @@ def test_interrupted_trials_are_taken_up_under_their_numbers(
     assert [t.state for t in study.get_trials()] == [TrialState.COMPLETE] * 4
 
 
+@pytest.mark.parametrize("name", ["random", "tpe"])  # NSGA-II may well cross its way back to a point
+def test_a_resumed_search_draws_no_point_twice(name: str, tmp_path: Path) -> None:
+    asked = search(sampler={"name": name, "seed": 3})
+    points = []
+    for _ in range(3):  # three drivers, each killed after two trials
+        book, _ = ledger(asked, open_study(asked, tmp_path), tmp_path)
+        for tune_id in "ab":
+            points.append(book.suggest(tune_id)["recipe"]["train"]["lr"])
+            book.on_trial_complete(tune_id, complete(0.5, 1e6))
+    assert len(set(points)) == 6
+
+
 def test_fresh_forgets_the_study(storage: str | None, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     asked = search(storage, name=request.node.name.replace("[", "-").replace("]", ""))
     book, _ = ledger(asked, open_study(asked, tmp_path), tmp_path)

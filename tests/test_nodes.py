@@ -1,0 +1,154 @@
+"""Several Ray nodes on one machine: a node dies or is called back in the middle of the work, another joins, and the
+table is the one of an undisturbed run; afterwards nothing is held."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from prunnet import results
+from prunnet.checkpoint import load_network
+from tests import test_jobs, test_search_jobs
+from tests.conftest import REPOSITORY, image_folder
+from tests.test_jobs import checkpoints, run, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+@contextmanager
+def nodes(*cpus: int) -> Iterator[Cluster]:
+    """A head without logical CPUs, where drivers live, and a node for each number."""
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_port": test_jobs.free_port()},
+    )
+    try:
+        for count in cpus:
+            cluster.add_node(num_cpus=count)
+        cluster.wait_for_nodes()
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def start(command: list[str], cluster: Cluster) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, "RAY_ADDRESS": cluster.address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+LOOK = """
+import ray, sys, time
+from ray.util import placement_group_table
+ray.init(sys.argv[1], logging_level="ERROR")
+deadline = time.monotonic() + 90
+while True:
+    free, every = (r().get("CPU", 0) for r in (ray.available_resources, ray.cluster_resources))
+    held = [g for g in placement_group_table().values() if g["state"] != "REMOVED"]
+    if (free == every and not held) or time.monotonic() > deadline:
+        break
+    time.sleep(1)
+print(f"{free} of {every} CPUs free, {len(held)} placement groups held")
+"""
+
+
+def left_over(cluster: Cluster) -> str:
+    return run([sys.executable, "-c", LOOK, cluster.address]).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return image_folder(tmp_path_factory.mktemp("images"), classes=12, per_class=10, side=16)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    storage = tmp_path_factory.mktemp("undisturbed")
+    done = run(test_jobs.command(data, storage))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return storage
+
+
+def outcome(storage: Path) -> tuple[str, object]:
+    _, header = load_network(storage / "job" / "model.safetensors")
+    return header["weights_sha"], results.deterministic(results.read(storage / "job" / "results"))
+
+
+def test_a_node_dies_in_a_sweep_and_another_joins(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    with nodes(1, 1) as cluster:
+        job = start(test_jobs.command(data, tmp_path), cluster)
+        wait_until(lambda: checkpoints(tmp_path) >= 2, job)
+        cluster.remove_node(cluster.list_all_nodes()[1], allow_graceful=False)
+        cluster.add_node(num_cpus=1)
+        wait_until(lambda: len(list(tmp_path.glob("job/features/[!.]*"))) >= 1, job, seconds=300)
+        cluster.remove_node(cluster.list_all_nodes()[1], allow_graceful=False)
+        cluster.add_node(num_cpus=1)
+        output = job.communicate(timeout=400)[0]
+        assert job.returncode == 0, output
+        assert outcome(tmp_path) == outcome(undisturbed)
+        assert left_over(cluster) == "2.0 of 2.0 CPUs free, 0 placement groups held"
+
+
+DRAIN = """
+import sys, time
+from ray._raylet import GcsClient
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+address, node, seconds = sys.argv[1:]
+reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+deadline = int(1000 * (time.time() + float(seconds)))
+print(GcsClient(address).drain_node(node, reason, "taken back", deadline))
+"""
+
+
+def drain(cluster: Cluster, node: Any, seconds: float) -> None:
+    """What a cloud's notice makes of a spot machine: its node is drained, with a deadline."""
+    done = run([sys.executable, "-c", DRAIN, cluster.address, node.node_id, str(seconds)])
+    assert "True" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_node_that_is_called_back_is_answered_by_a_checkpoint(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Its deadline comes before the end of the epoch, so without that checkpoint the epoch would begin anew."""
+    more = ["--set", "cluster.preemption_steps=1", "--set", "train.epochs=1", "--set", "data.train_fraction=0.9"]
+    with nodes(1, 1) as cluster:
+        job = start(test_jobs.command(data, tmp_path, *more, "--set", "train.batch_size=2"), cluster)
+        wait_until(lambda: list(tmp_path.glob("job/training/*")), job)
+        drain(cluster, cluster.list_all_nodes()[1], 25)
+        cluster.add_node(num_cpus=1)
+        wait_until(lambda: checkpoints(tmp_path) >= 1 or (tmp_path / "job" / "model.safetensors").exists(), job)
+        output = job.communicate(timeout=400)[0]
+        assert job.returncode == 0, output
+
+
+def test_a_node_dies_in_a_search_and_another_joins(data: Path, tmp_path: Path) -> None:
+    # Points that depend on no outcome, and nobody stopped: so that the two searches are the same trials.
+    changes = {"sampler": {"name": "random"}, "stop": {"name": "none"}, "trials": 4}
+    tables = {}
+    for name, disturbed in (("quiet", False), ("disturbed", True)):
+        folder = tmp_path / name
+        folder.mkdir()
+        recipe = test_search_jobs.search_file(folder, data, **changes)
+        with nodes(1, 1) as cluster:
+            job = start(test_search_jobs.command(recipe), cluster)
+            if disturbed:
+                trial = lambda: list(folder.glob("search/trials/search-0*/train-*/checkpoint_*"))  # noqa: B023, E731
+                wait_until(trial, job, seconds=300)
+                cluster.remove_node(cluster.list_all_nodes()[1], allow_graceful=False)
+                cluster.add_node(num_cpus=1)
+            output = job.communicate(timeout=600)[0]
+            assert job.returncode == 0, output
+            assert left_over(cluster) == "2.0 of 2.0 CPUs free, 0 placement groups held"
+        tables[name] = results.deterministic(results.read(folder / "search" / "results"))
+    assert tables["quiet"] == tables["disturbed"]
