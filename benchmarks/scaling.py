@@ -2,13 +2,14 @@
 
     python -m benchmarks.scaling [--seconds 10] [--units 8] [--workers 64] [--plot docs/scaling.png]
 
-`efficiency` = units x seconds / (workers x makespan), at 1, 2, 4, … workers: the pool of `cluster.pool`, actors warm, each
-unit a sleep, on at most four raylets of one machine. So it measures how work is handed out, not how fast it is done.
+`efficiency` = units x seconds / (workers x makespan), at 1, 2, 4, … workers: the pool of `cluster.pool`, actors warm,
+each unit a sleep, on at most four raylets of one machine. So it measures how work is handed out, not how it is done.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import time
 from pathlib import Path
@@ -28,7 +29,6 @@ from cluster.pool import Pool
 RAYLETS = 4
 
 
-@ray.remote(num_cpus=1)
 class Sleeper:
     """A worker whose work takes as long as it is told."""
 
@@ -44,8 +44,9 @@ def efficiency(workers: int, units: int, seconds: float) -> tuple[float, float]:
     try:
         for number in range(raylets):
             cluster.add_node(num_cpus=workers // raylets + (number < workers % raylets), object_store_memory=80 * 2**20)
-        ray.init(cluster.address, logging_level="ERROR", log_to_driver=False)
-        pool: Pool[float] = Pool(Sleeper.remote, workers, attempts=1)
+        ray.init(cluster.address, logging_level=logging.ERROR, log_to_driver=False)
+        actor = ray.remote(num_cpus=1)(Sleeper)
+        pool: Pool[float] = Pool(lambda: actor.remote(), workers, attempts=1)
         ray.get([actor.work.remote(0.0) for actor in pool.actors])
         started = time.perf_counter()
         outcome = pool.run([seconds] * units * workers, lambda actor, unit: actor.work.remote(unit))

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from prunnet.errors import PrunnetError
 from prunnet.results import best_under
-from sweeps import ablation, capacity, doctor, evaluate, pack, search
+from sweeps import ablation, capacity, doctor, evaluate, layerwise, pack, search
 from sweeps.run import Run
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
@@ -27,6 +27,9 @@ app.command("ablation", help="Methods, variants, upgrades over seeds. Example: p
     ablation.main
 )
 app.command("search", help="Search for a recipe with Optuna. Example: prunnet search --recipe R")(search.main)
+app.command("layerwise", help="Keep fractions layer by layer. Example: prunnet layerwise --recipe R --budget 0.2")(
+    layerwise.main
+)
 app.command("evaluate", help="Two networks against each other. Example: prunnet evaluate --query NEW --gallery OLD")(
     evaluate.main
 )

@@ -13,6 +13,7 @@ from prunnet import data, results
 from prunnet.config import load_recipe
 from sweeps.ablation_recipe import load_ablation
 from sweeps.cli import app
+from sweeps.search_recipe import SearchFile, load_search
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
@@ -29,7 +30,8 @@ def test_the_first_two_code_blocks_are_the_whole_set_up() -> None:
 def jobs() -> list[list[str]]:
     """The arguments of every call of the main job."""
     shell = "\n".join(text for kind, text in BLOCKS if kind == "bash").replace("\\\n", " ")
-    return [shlex.split(line.split("sweeps/capacity.py", 1)[1]) for line in shell.splitlines() if "capacity.py" in line]
+    lines = [line for line in shell.splitlines() if "capacity.py" in line and "best.yaml" not in line]
+    return [shlex.split(line.split("sweeps/capacity.py", 1)[1]) for line in lines]
 
 
 @pytest.mark.parametrize("arguments", jobs(), ids=" ".join)
@@ -77,6 +79,20 @@ def test_the_ablation_and_its_page_are_what_the_readme_says() -> None:
     table = load_ablation(REPOSITORY / "sweeps/recipes/methods_omniglot.yaml").file.table
     assert f"python -m analysis.comparison {table} docs/RESULTS.md" in README
     assert "sweeps/ablation.py --recipe sweeps/recipes/methods_omniglot.yaml" in README
+
+
+def test_the_searches_and_their_page_are_what_the_readme_says() -> None:
+    asked = load_search(REPOSITORY / "sweeps/recipes/search_demo.yaml")
+    assert f"runs/{asked.file.name}/best.yaml" in README
+    assert "sweeps/search.py --recipe sweeps/recipes/search_demo.yaml" in (REPOSITORY / "Makefile").read_text()
+    page = (REPOSITORY / "docs" / "SEARCH.md").read_text()
+    keys = re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)
+    assert [key for key in SearchFile.model_fields if key != "name"] == sorted(
+        keys, key=list(SearchFile.model_fields).index
+    )
+    (line,) = (line for line in README.splitlines() if "sweeps/layerwise.py" in line)
+    said = CliRunner().invoke(app, ["layerwise", "--help"], env={"COLUMNS": "300"}).stdout
+    assert all(word in said for word in shlex.split(line) if word.startswith("--"))
 
 
 def test_named_files_exist() -> None:
