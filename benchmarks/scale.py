@@ -43,9 +43,7 @@ def main() -> None:
         f"prunable weights {masked / 1e6:.1f} M, others {(every - masked) / 1e6:.1f} M, of these the classifier "
         f"{CLASSES * 256 / 1e6:.1f} M; a step reduces {moved / 1e6:.0f} MB\n"
     )
-    print(
-        "| GPUs, batch | images each | passes, ms | all-reduce, ms | hidden, ms | step, ms | efficiency | 20 epochs, h |"
-    )
+    print("| GPUs, batch | images | passes, ms | all-reduce, ms | hidden, ms | step, ms | efficiency | 20 epochs, h |")
     print("|---:|---:|---:|---:|---:|---:|---:|---:|")
     found = {}
     for label, fixed in (("fixed", True), ("grows", False)):

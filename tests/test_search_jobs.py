@@ -182,9 +182,9 @@ def test_a_trial_that_diverges_fails_with_its_reason_and_the_others_go_on(data: 
 
 def test_what_cannot_run_is_refused_at_once(data: Path, tmp_path: Path) -> None:
     recipe = search_file(tmp_path, data)
-    done = run(command(recipe, "--set", "cluster.workers=2"))
+    done = run(command(recipe, "--set", "cluster.workers=2", "--set", "cluster.cpus_per_worker=1"))
     assert done.returncode == 2
-    assert "1 actors x 0.5 + 2 workers x 0.75 = 2 CPU(s) for one trial" in done.stderr or done.returncode == 0
+    assert "1 actors x 0.5 + 2 workers x 1 = 2.5 CPU(s) for one trial, the nodes have 2" in done.stderr
 
 
 def test_a_search_is_submitted_twice_and_the_second_resumes(data: Path, head: Head, tmp_path: Path) -> None:
