@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from prunnet import results
-from prunnet.checkpoint import load_network
+from prunnet.checkpoint import load_network, read_header
 from tests import test_jobs, test_search_jobs
 from tests.conftest import REPOSITORY, image_folder
 from tests.test_jobs import checkpoints, run, wait_until
@@ -119,17 +120,27 @@ def drain(cluster: Cluster, node: Any, seconds: float) -> None:
     assert "True" in done.stdout, done.stdout + done.stderr
 
 
-def test_a_node_that_is_called_back_is_answered_by_a_checkpoint(data: Path, undisturbed: Path, tmp_path: Path) -> None:
-    """Its deadline comes before the end of the epoch, so without that checkpoint the epoch would begin anew."""
-    more = ["--set", "cluster.preemption_steps=1", "--set", "train.epochs=1", "--set", "data.train_fraction=0.9"]
+def test_a_node_that_is_called_back_is_answered_by_a_checkpoint(tmp_path: Path) -> None:
+    """In the middle of an epoch, which without it would begin anew on the next node."""
+    images = image_folder(tmp_path / "images", classes=20, per_class=60, side=16)
+    settings = ["train.epochs=1", "train.batch_size=4", "cluster.preemption_steps=5"]
+    more = [part for setting in settings for part in ("--set", setting)]
+    saved = lambda: list(tmp_path.glob("job/training/*/checkpoint_*/state.safetensors"))  # noqa: E731
     with nodes(1, 1) as cluster:
-        job = start(test_jobs.command(data, tmp_path, *more, "--set", "train.batch_size=2"), cluster)
+        job = start(test_jobs.command(images, tmp_path, *more), cluster)
         wait_until(lambda: list(tmp_path.glob("job/training/*")), job)
-        drain(cluster, cluster.list_all_nodes()[1], 25)
+        time.sleep(12)  # until the workers train
+        drain(cluster, cluster.list_all_nodes()[1], 20)
+        wait_until(saved, job)
+        assert not (tmp_path / "job" / "model.safetensors").exists()
+        first = read_header(saved()[0])
+        assert first["step"] > 0
+        assert first["history"] == []  # no epoch was over
+        cluster.remove_node(cluster.list_all_nodes()[1], allow_graceful=False)
         cluster.add_node(num_cpus=1)
-        wait_until(lambda: checkpoints(tmp_path) >= 1 or (tmp_path / "job" / "model.safetensors").exists(), job)
         output = job.communicate(timeout=400)[0]
         assert job.returncode == 0, output
+        assert left_over(cluster) == "2.0 of 2.0 CPUs free, 0 placement groups held"
 
 
 def test_a_node_dies_in_a_search_and_another_joins(data: Path, tmp_path: Path) -> None:
