@@ -232,18 +232,19 @@ def scheduler(name: str, *, grace: int, reduction: float, epochs: int, seen: Ite
     Args:
         seen: partial rows of trials that ended before this driver began: a resumed search compares with them, too.
     """
+    last = epochs - 1  # whoever is trained to the end is tested
+    if name == "none" or last < 1:
+        return FIFOScheduler()
     if name == "median":
         return MedianStoppingRule(time_attr="epoch", metric="score", mode="max", grace_period=grace)
-    if name != "asha":
-        return FIFOScheduler()
-    # Beyond the last epoch, or ASHA would end every trial there, before it is tested.
     asha = ASHAScheduler(
         time_attr="epoch",
         metric="score",
         mode="max",
-        grace_period=min(grace, epochs),
-        max_t=epochs + 1,
+        grace_period=min(grace, last),
+        max_t=last,
         reduction_factor=reduction,
+        stop_last_trials=False,
     )
     for trial, epoch, score in _scores(seen):
         stand_in: Any = SimpleNamespace(trial_id=trial)

@@ -179,7 +179,9 @@ class Saver:
     def after_epoch(self, trainer: Trainer) -> None:
         if self.probe is not None and self.watch is not None:
             seen = self.probe.look(trainer.net, trainer.reducer)
-            self._score = {"score": probe.score(seen)}
+            # Nobody is stopped who is trained to the end: the last look is written down, and not reported.
+            over = trainer.progress.step >= trainer.total_steps
+            self._score = {} if over else {"score": probe.score(seen)}
             if trainer.reducer.rank == 0:
                 write_part(self.watch.results, self.probe.rows(trainer, seen, self.watch.trial))
         self.save()

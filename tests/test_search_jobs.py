@@ -83,6 +83,7 @@ def check_ledger(folder: Path) -> None:
     seen = {(row["trial_id"], row["epoch"]) for row in table if row["status"] == "partial"}
     for record in found:
         done = record["state"] == "complete"
+        assert done or record["epoch"] < EPOCHS, "a trial that was trained to its end was not tested"
         assert complete.pop(record["trial_id"], 0) == (2 * len(CAPACITIES) - 1 if done else 0)
         epochs = {epoch for trial, epoch in seen if trial == record["trial_id"]}
         # One that is told to stop may be an epoch further on before it hears of it.
