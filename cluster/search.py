@@ -168,7 +168,7 @@ class Ledger(Searcher):
         return True
 
     def save(self, checkpoint_path: str) -> None:
-        raise NotImplementedError  # Optuna's storage is the ledger
+        """Nothing: Optuna's storage is the ledger."""
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError
@@ -277,6 +277,7 @@ def explore(
     # Epochs report a score, the end reports objectives: Tune would want every metric in every report.
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(concurrent)
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # or it prints a banner in spite of verbose=0
     storage = place(job.folder) / "tune"
     remove(storage)
     asked = tune.with_resources(tune.with_parameters(trainable, job=job, hosts=list(hosts)), driver_resources())
