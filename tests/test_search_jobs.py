@@ -143,8 +143,8 @@ def test_killed_at_three_random_moments_it_ends_with_its_trials(data: Path, tmp_
     check_ledger(tmp_path)
 
 
-def test_a_killed_trial_goes_on_from_its_checkpoint(data: Path, tmp_path: Path) -> None:
-    """The driver of a trial and its workers die; Tune starts it again, and it is not trained from the start."""
+def test_a_killed_trial_is_started_again_and_ends(data: Path, tmp_path: Path) -> None:
+    """The driver of a trial dies, and its training with it; Tune starts it again."""
     recipe = search_file(tmp_path, data, trials=1, stop={"name": "none"}, baseline=False, objectives=["mean_cross_map"])
     job = start(command(recipe, "--set", "train.epochs=12"))
     snapshots = lambda: list(tmp_path.glob("search/trials/*/train-*/checkpoint_manager_snapshot.json"))  # noqa: E731
