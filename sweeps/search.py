@@ -64,8 +64,8 @@ def search(asked: Search, *, fresh: bool = False, console: Console | None = None
             study.enqueue_trial(asked.parameters(point), skip_if_exists=True)
         with session(asked.base.cluster, state_api=True):
             baseline = explore_missing(asked, run_folder, study, console)
-        # Trials that were stopped may have written once more while they died.
-        remove(run_folder.folder / "trials")
+        if not study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            remove(run_folder.folder / "trials")  # stopped trials may have written once more while they died
         return conclude(asked, run_folder, study, baseline, console)
 
 
