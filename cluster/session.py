@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -19,6 +20,11 @@ from prunnet.config import ClusterConfig
 from prunnet.errors import ResourceError
 
 _API_URL = "RAY_API_SERVER_ADDRESS"
+_NOWHERE = "http://127.0.0.1:1"
+_LOOKS = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+_LOOK_EVERY_SECONDS = "0.5"
+"""Ray Train takes a worker's checkpoint at its next look, and the worker waits for that: 2 s, left to itself, which is
+longer than an epoch of a small network."""
 
 
 @contextmanager
@@ -45,21 +51,33 @@ def session(config: ClusterConfig, *, state_api: bool = False) -> Iterator[None]
 
 
 def _start(address: str | None, state_api: bool) -> None:
-    """Joins the cluster at `address`, or starts one. Every process is told where *its* cluster's state API is: left to
-    itself, Ray takes the newest cluster of the machine for its own."""
+    """Joins the cluster at `address`, or starts one.
+
+    Every process is told where *its* cluster's state API is, or that there is none: left to itself, Ray looks for it
+    for ten seconds at the end of each training, or takes the newest cluster of the machine for its own. That one
+    knows nothing of this training, and its workers would be taken away.
+    """
+    more: dict[str, Any] = {"log_to_driver": verbose(), "include_dashboard": False}
+    api = _NOWHERE
     if address:
-        variables = {_API_URL: ray_address_to_api_server_url(address)} if state_api else {}
-        os.environ.update(variables)
-        ray.init(address=address, logging_level=logging.WARNING, runtime_env={"env_vars": variables})
-        return
-    more: dict[str, Any] = {"include_dashboard": False}
-    if state_api:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        os.environ[_API_URL] = f"http://127.0.0.1:{port}"  # the processes that Ray starts inherit it
-        more = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
-    ray.init("local", logging_level=logging.WARNING, log_to_driver=verbose(), **more)
+        more = {}
+        with contextlib.suppress(Exception):  # a cluster without a dashboard: requests', gRPC's and Ray's own
+            api = ray_address_to_api_server_url(address)
+    elif state_api:
+        port = _free_port()
+        api = f"http://127.0.0.1:{port}"
+        more |= {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
+    variables = {_API_URL: api, _LOOKS: os.environ.get(_LOOKS, _LOOK_EVERY_SECONDS)}
+    os.environ.update(variables)  # the processes that a new cluster starts inherit them
+    if address:
+        more["runtime_env"] = {"env_vars": variables}
+    ray.init(address or "local", logging_level=logging.WARNING, **more)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def in_submitted_job() -> bool:

@@ -80,6 +80,14 @@ def descendants(job: subprocess.Popen[str], title: str) -> list[psutil.Process]:
     return found
 
 
+def kill(job: subprocess.Popen[str]) -> None:
+    """Kills a driver as the kernel would, and waits until its cluster's workers are gone with it; agents linger."""
+    family = [p for title in ("ray::", "raylet") for p in descendants(job, title)]
+    os.kill(job.pid, signal.SIGKILL)
+    job.wait()
+    psutil.wait_procs(family, timeout=20)
+
+
 def checkpoints(storage: Path) -> int:
     """Registered checkpoints: those that Ray Train's own list names."""
     lists = list(storage.glob("job/training/*/checkpoint_manager_snapshot.json"))
@@ -147,10 +155,7 @@ def test_a_killed_driver_loses_nothing(data: Path, undisturbed: Path, tmp_path: 
     def killed_when(condition: Callable[[], object]) -> None:
         job = start(command(data, tmp_path))
         wait_until(condition, job)
-        family = [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]
-        os.kill(job.pid, signal.SIGKILL)
-        job.wait()
-        psutil.wait_procs(family, timeout=15)  # the workers go with their driver, agents linger
+        kill(job)
 
     killed_when(lambda: checkpoints(tmp_path) >= 2)
     trained = checkpoints(tmp_path)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -20,7 +18,7 @@ import yaml
 from prunnet import results
 from prunnet.config import load_recipe
 from tests.conftest import image_folder
-from tests.test_jobs import Head, in_venv, run, start, wait_until
+from tests.test_jobs import Head, in_venv, kill, run, start, wait_until
 from tests.test_jobs import head as head
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -134,10 +132,7 @@ def test_killed_at_three_random_moments_it_ends_with_its_trials(data: Path, tmp_
         job, wanted = start(command(recipe)), lines() + chance.randrange(4, 14)
         wait_until(lambda wanted=wanted: lines() >= wanted, job, seconds=240)  # type: ignore[misc]
         time.sleep(chance.uniform(0, 6))
-        family = psutil.Process(job.pid).children(recursive=True)
-        os.kill(job.pid, signal.SIGKILL)
-        job.wait()
-        psutil.wait_procs(family, timeout=20)
+        kill(job)
     last = run(command(recipe))
     assert last.returncode == 0, last.stdout + last.stderr
     check_ledger(tmp_path)
@@ -145,10 +140,11 @@ def test_killed_at_three_random_moments_it_ends_with_its_trials(data: Path, tmp_
 
 def test_a_killed_trial_is_started_again_and_ends(data: Path, tmp_path: Path) -> None:
     """The driver of a trial dies, and its training with it; Tune starts it again."""
-    recipe = search_file(tmp_path, data, trials=1, stop={"name": "none"}, baseline=False, objectives=["mean_cross_map"])
-    job = start(command(recipe, "--set", "train.epochs=12"))
+    recipe = search_file(tmp_path, data, trials=1, baseline=False, objectives=["mean_cross_map"])
+    job = start(command(recipe, "--set", "train.epochs=8"))
     snapshots = lambda: list(tmp_path.glob("search/trials/*/train-*/checkpoint_manager_snapshot.json"))  # noqa: E731
     wait_until(lambda: any(s.read_text().count("checkpoint_dir_name") >= 2 for s in snapshots()), job)
+    written = {p: p.stat().st_mtime_ns for p in tmp_path.glob("search/results/*/*.parquet")}
     killed = 0
     for process in psutil.Process(job.pid).children(recursive=True):
         if any("ray::ImplicitFunc" in part or "trainable" in part for part in process.cmdline()[:1]):
@@ -159,6 +155,9 @@ def test_a_killed_trial_is_started_again_and_ends(data: Path, tmp_path: Path) ->
     assert job.returncode == 0, output
     (record,) = records(tmp_path)
     assert record["state"] == "complete"
+    # It went on from its checkpoint: what it had written down of its first epochs was not written again.
+    assert written
+    assert written == {p: p.stat().st_mtime_ns for p in written}
     (trial_rows,) = {row["trial_id"] for row in results.read(tmp_path / "search" / "results").to_pylist()}
     assert trial_rows == record["trial_id"]
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import subprocess
 from pathlib import Path
 
-import psutil
 import pytest
 
 from prunnet import results, storage
 from prunnet.checkpoint import load_network
 from tests.conftest import REPOSITORY, image_folder
 from tests.object_store import s3_server
-from tests.test_jobs import command, run, wait_until
+from tests.test_jobs import command, kill, run, start, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -39,14 +35,9 @@ def test_a_run_on_s3_is_killed_resumed_and_equal_to_one_in_a_folder(
         there = [part.replace(str(archive), "s3://runs/data.zip") for part in command(archive, tmp_path / "there")]
         there = [part.replace(str(tmp_path / "there"), "s3://runs/there") for part in there]
         features = storage.place("s3://runs/there/job/features")
-        job = subprocess.Popen(
-            there, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )
+        job = start(there)
         wait_until(lambda: features.is_dir() and len(list(features.iterdir())) >= 2, job)
-        family = psutil.Process(job.pid).children(recursive=True)
-        os.kill(job.pid, signal.SIGKILL)
-        job.wait()
-        psutil.wait_procs(family, timeout=20)
+        kill(job)
         done = run(there)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "nothing to do" in done.stdout
