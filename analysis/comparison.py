@@ -1,8 +1,11 @@
-"""An ablation's table as docs/RESULTS.md: methods, variants and upgrades, mean and standard deviation over seeds.
+"""An ablation's table as docs/RESULTS.md: methods, variants and upgrades, mean and standard deviation over seeds; and
+layer-wise cuts beside uniform ones.
 
     python -m analysis.comparison docs/evidence/methods_omniglot.parquet docs/RESULTS.md
+    python -m analysis.comparison docs/evidence/found_omniglot.parquet docs/RESULTS.md found
 
-Only what stands between the two marks of the page is written; the words around it are the author's.
+Only what stands between the two marks of the page (`tables`, or the third argument) is written; the words around it are
+the author's.
 """
 
 from __future__ import annotations
@@ -13,12 +16,20 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from prunnet.results import p_comp, p_up, read_packed, update_gain
+from analysis.quantities import Quantity
+from prunnet.errors import ResultsError
+from prunnet.results import p_comp, p_up, read, read_packed, update_gain
 
-BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+MARK = "tables"
 Row = dict[str, Any]
 Trials = dict[str, dict[int, list[Row]]]
 """Name of a method (or variant, or upgrade) -> seed -> rows."""
+AREA = Quantity(name="hypervolume")
+
+
+def marks(name: str = MARK) -> tuple[str, str]:
+    """What stands before and after tables in a page."""
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
 def grouped(rows: Iterable[Row], table: str) -> Trials:
@@ -79,6 +90,40 @@ def _mean(
     values = [value(rows, c, test(c), metric) for c in capacities]
     known = [v for v in values if v is not None]
     return statistics.mean(known) if len(known) == len(values) and known else None
+
+
+def area_table(trials: Trials) -> str:
+    """Accuracy and cost in one number: the area under the front of cross-tests."""
+    lines = [[name, cell(map(_area, seeds.values()), 2)] for name, seeds in trials.items()]
+    return markdown(["", "hypervolume"], lines)
+
+
+def _area(rows: Sequence[Row]) -> float | None:
+    try:
+        return 100 * AREA.of([row for row in rows if row["gallery_source"] != "old"])
+    except ResultsError:
+        return None
+
+
+def layerwise_table(rows: Sequence[Row]) -> str:
+    """One line a budget: uniform and layer-wise cuts of the same networks at equal MACs, each network a sample."""
+    crossed = [row for row in rows if row["gallery_capacity"] == 1.0 and row["query_capacity"] < 1.0]
+    cuts = [row for row in crossed if row["allocation"] == "layerwise"]
+    pairs: dict[float, list[tuple[Row, Row]]] = {}
+    for cut in cuts:
+        same = [
+            r for r in crossed if r["allocation"] != "layerwise" and r["query_weights_sha"] == cut["query_weights_sha"]
+        ]
+        uniform = min(same, key=lambda row, cut=cut: abs(row["macs"] - cut["macs"]))  # type: ignore[misc]
+        pairs.setdefault(uniform["query_capacity"], []).append((uniform, cut))
+    lines = []
+    for capacity, both in sorted(pairs.items(), reverse=True):
+        before, after = ([100 * pair[side]["map"] for pair in both] for side in (0, 1))
+        gains = [b - a for a, b in zip(before, after, strict=True)]
+        macs = (f"{statistics.mean(pair[side]['macs'] for pair in both) / 1e6:.3f}" for side in (0, 1))
+        lines.append([f"{capacity:.0%}", f"{len(both)}", *macs, cell(before), cell(after), cell(gains)])
+    head = ["budget", "networks", "MMACs, uniform", "MMACs, layer-wise", "uniform", "layer-wise", "gain"]
+    return markdown(head, lines)
 
 
 def cost_table(trials: Trials) -> str:
@@ -179,7 +224,8 @@ def page(rows: Sequence[Row]) -> str:
         for title, test in kinds:
             for metric, said in (("map", "mAP"), ("recall_at_1", "Recall@1")):
                 parts += [f"### {title}, {said} (%)", by_capacity(methods, metric, test, low)]
-        parts += ["### What training took", cost_table(methods)]
+        parts += ["### Accuracy against cost: area under the front of cross-test mAP (%) over MACs saved"]
+        parts += [area_table(methods | variants), "### What training took", cost_table(methods)]
         if variants and default is not None:
             again = {name: seeds for name, seeds in upgrade.items() if _same_recipe(seeds, methods[default])}
             compared = {f"{default} (default)": methods[default]}
@@ -189,21 +235,24 @@ def page(rows: Sequence[Row]) -> str:
     if upgrade:
         parts += ["### Upgrades, dense new network, mAP (%)", upgrade_table(upgrade)]
         parts += ["### Upgrades at every capacity: mAP (%) in the old gallery", old_gallery_table(upgrade)]
+    if any(row["allocation"] == "layerwise" for row in rows):
+        parts += ["### Uniform and layer-wise cuts at equal MACs: cross-test mAP (%)", layerwise_table(rows)]
     if any(str(row["trial_id"]).startswith("tuning/") for row in rows):
         parts += ["### Learning rates, on validation alphabets: mean mAP (%)", tuning_table(rows)]
     return "\n\n".join(parts)
 
 
-def write(table: str | Path, path: str | Path) -> None:
-    """Puts the tables of an ablation between the marks of a page."""
-    rows = sorted(read_packed(table).to_pylist(), key=_order)
-    path = Path(path)
-    text = path.read_text(encoding="utf-8") if path.exists() else f"# Results\n\n{BEGIN}\n{END}\n"
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{str(path)!r} has no marks {BEGIN} and {END}, between which the tables go")
-    path.write_text(f"{before}{BEGIN}\n{page(rows)}\n{END}{after}", encoding="utf-8")
+def write(table: str | Path, path: str | Path, mark: str = MARK) -> None:
+    """Puts the tables of an ablation (a packed file, or a results folder) between the marks of a page."""
+    read_table = read if Path(table).is_dir() else read_packed
+    rows = sorted(read_table(table).to_pylist(), key=_order)
+    path, (begin, end) = Path(path), marks(mark)
+    text = path.read_text(encoding="utf-8") if path.exists() else f"# Results\n\n{begin}\n{end}\n"
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"{str(path)!r} has no marks {begin} and {end}, between which the tables go")
+    path.write_text(f"{before}{begin}\n{page(rows)}\n{end}{after}", encoding="utf-8")
 
 
 FIRST = ("prunnet", "joint", "independent", "bct", "asymmetric", "regression", "switchable", "sfsc", "sfsc_released")
@@ -211,9 +260,9 @@ FIRST = ("prunnet", "joint", "independent", "bct", "asymmetric", "regression", "
 
 def _order(row: Row) -> tuple[int, str, int]:
     """Methods in the order in which they are told, everything else by name."""
-    name = str(row["trial_id"]).split("/")[1]
+    name = str(row["trial_id"]).split("/")[1] if "/" in str(row["trial_id"]) else ""
     return (FIRST.index(name) if name in FIRST else len(FIRST), name, row["seed"])
 
 
 if __name__ == "__main__":
-    write(*sys.argv[1:3])
+    write(*sys.argv[1:4])

@@ -106,7 +106,10 @@ class Quantity(BaseModel):
         if self.name == "mean_cross_map":
             return sum(row[frame.metric] for row in crossed) / len(crossed)
         if self.name == "hypervolume":
-            points = [Point(row["macs"] / row["macs_dense"], row[frame.metric]) for row in crossed]
+            if any(row["macs"] is None for row in crossed):
+                return None
+            dense = max(row["macs_dense"] for row in crossed)  # a narrower network of a family has its own
+            points = [Point(row["macs"] / dense, row[frame.metric]) for row in crossed]
             return hypervolume(points, reference=Point(1.0, 0.0))
         wanted = self.reference if self.reference is not None else reference
         if wanted is None:

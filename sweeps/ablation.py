@@ -28,7 +28,7 @@ from prunnet import results
 from prunnet.errors import PrunnetError
 from prunnet.experiments import Trial, run_trial
 from sweeps.ablation_recipe import Ablation, load_ablation
-from sweeps.run import Run, git_commit, open_run
+from sweeps.run import Run, git_commit, one_line_errors, open_run
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "methods_omniglot.yaml"
 
@@ -135,15 +135,12 @@ def main(
 ) -> None:
     """Train and test methods, variants and upgrades over seeds."""
     console = Console()
-    try:
+    with one_line_errors():
         ablation = load_ablation(recipe, set_ or ())
         if list_:
             show(ablation, console)
             return
         code = ablate(ablation, local=local, device=device, fresh=fresh, console=console)
-    except (PrunnetError, RuntimeError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {' '.join(str(error).split())}", style="red", markup=False)
-        sys.exit(2)
     sys.exit(code)
 
 

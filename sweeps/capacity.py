@@ -36,11 +36,11 @@ from prunnet.atomic import put_in_place, write_text
 from prunnet.checkpoint import load_network
 from prunnet.config import Recipe, load_recipe
 from prunnet.data.base import Dataset
-from prunnet.errors import DataWarning, PrunnetError
+from prunnet.errors import DataWarning
 from prunnet.families import Family, finished, fitting, make_net, stages
 from prunnet.plan import Units, evaluation_plan, network_arrays, plan_units
 from prunnet.training import steps_per_epoch
-from sweeps.run import Run, absolute_paths, git_commit, open_run
+from sweeps.run import Run, absolute_paths, git_commit, one_line_errors, open_run
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 NOT_FETCHED = {"pretrained": False, "weights": None}
@@ -176,11 +176,8 @@ def main(
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what the run has and start over.")] = False,
 ) -> None:
     """Train or load, sweep capacities, write Parquet, draw the front."""
-    try:
+    with one_line_errors():
         code = sweep(load_recipe(recipe, set_ or ()), fresh=fresh)
-    except (PrunnetError, RuntimeError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {' '.join(str(error).split())}", style="red", markup=False)
-        sys.exit(2)
     sys.exit(code)
 
 

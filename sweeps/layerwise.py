@@ -37,13 +37,13 @@ from prunnet import results
 from prunnet.atomic import write_text
 from prunnet.config import Recipe, check_capacity, load_recipe
 from prunnet.data.base import Dataset
-from prunnet.errors import ConfigError, PrunnetError
+from prunnet.errors import ConfigError
 from prunnet.families import Family
 from prunnet.layerwise import Budget, Keep
 from prunnet.plan import Units, evaluation_plan, network_arrays, plan_units
 from prunnet.subnetworks import calibration_loader, subnetwork
 from sweeps.capacity import open_data, trained_networks
-from sweeps.run import Run, absolute_paths, git_commit, open_run
+from sweeps.run import Run, absolute_paths, git_commit, one_line_errors, open_run
 from sweeps.study import journal, quiet_optuna
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
@@ -225,15 +225,12 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
 ) -> None:
     """Layer-wise capacities under a MACs budget, without training."""
-    try:
+    with one_line_errors():
         if grouping not in ("layer", "block"):
             raise ConfigError(f"--grouping {grouping!r}; valid: layer, block")
         budgets = tuple(check_capacity(value) for value in budget or Asked.budgets)
         asked = Asked(budgets, evaluations, grouping, sampler, seed)  # type: ignore[arg-type]
         code = search_layers(load_recipe(recipe, set_ or ()), asked)
-    except (PrunnetError, RuntimeError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {' '.join(str(error).split())}", style="red", markup=False)
-        sys.exit(2)
     sys.exit(code)
 
 

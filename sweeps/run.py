@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ray.exceptions import RayError
+from rich.console import Console
 
 from cluster.session import in_submitted_job
 from prunnet.atomic import write_text
 from prunnet.config import Recipe
-from prunnet.errors import ConfigError
+from prunnet.errors import ConfigError, PrunnetError, one_line
 from prunnet.hashing import of_json
 from prunnet.storage import is_url, place, remove
 
@@ -68,6 +71,21 @@ class Run:
 
 
 @contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends a job with exit code 2 and one line, where the recipe, the data, the cluster or the disk cannot serve."""
+    try:
+        yield
+    except (PrunnetError, RuntimeError, OSError) as error:
+        said = " ".join(str(error).split())
+    except RayError as error:  # what the job runs on gave way, as where the kernel of a small machine kills
+        said = one_line(error)[:500]
+    else:
+        return
+    Console(stderr=True, soft_wrap=True).print(f"error: {said}", style="red", markup=False)
+    sys.exit(2)
+
+
+@contextmanager
 def open_run(recipe: Recipe, *, fresh: bool = False) -> Iterator[Run]:
     """The folder of a recipe, held by one driver at a time.
 
@@ -75,7 +93,7 @@ def open_run(recipe: Recipe, *, fresh: bool = False) -> Iterator[Run]:
     """
     folder = storage(recipe) / recipe.name
     try:
-        lock = _lock_file(folder).open("w")
+        lock = _lock_file(folder).open()
     except OSError as error:
         raise ConfigError(
             f"run folder {str(folder)!r} cannot be written ({error.strerror}); set cluster.storage"
@@ -99,6 +117,7 @@ def _lock_file(folder: Path) -> Path:
     if is_url(folder):
         where = Path(tempfile.gettempdir()) / f"prunnet-lock-{of_json(str(folder))[:32]}"
     where.mkdir(parents=True, exist_ok=True)
+    (where / ".lock").touch()  # and opened for reading: a file system can become read-only under a job
     return where / ".lock"
 
 

@@ -40,12 +40,11 @@ from cluster.search import Job, Ledger, explore, hosting, run, scheduler
 from cluster.session import session
 from prunnet import results
 from prunnet.atomic import put_in_place, write_text
-from prunnet.errors import PrunnetError
 from prunnet.experiments import Trial
 from prunnet.probe import ProbeConfig, spread
 from prunnet.storage import remove
 from sweeps.capacity import open_data
-from sweeps.run import Run, git_commit, open_run
+from sweeps.run import Run, git_commit, one_line_errors, open_run
 from sweeps.search_recipe import Constraint, Search, load_search
 from sweeps.study import open_study
 
@@ -245,11 +244,8 @@ def main(
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what the search has and start over.")] = False,
 ) -> None:
     """Search for a recipe."""
-    try:
+    with one_line_errors():
         code = search(load_search(recipe, set_ or ()), fresh=fresh)
-    except (PrunnetError, RuntimeError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {' '.join(str(error).split())}", style="red", markup=False)
-        sys.exit(2)
     sys.exit(code)
 
 

@@ -207,7 +207,8 @@ def test_the_page_holds_means_deviations_and_gains(tmp_path: Path) -> None:
     results.write_part(tmp_path / "results", rows)
     results.pack(tmp_path / "results", tmp_path / "table.parquet")
     page = tmp_path / "RESULTS.md"
-    page.write_text(f"# What we found\n\nWords.\n{comparison.BEGIN}\nold\n{comparison.END}\nMore words.\n")
+    begin, end = comparison.marks()
+    page.write_text(f"# What we found\n\nWords.\n{begin}\nold\n{end}\nMore words.\n")
     comparison.write(tmp_path / "table.parquet", page)
     text = page.read_text()
     assert text.startswith("# What we found\n\nWords.\n")

@@ -24,7 +24,7 @@ from tests.conftest import REPOSITORY, image_folder
 
 pytestmark = pytest.mark.slow
 
-EPOCHS, CAPACITIES = 20, [1.0, 0.7, 0.4, 0.2, 0.1, 0.05]
+EPOCHS, CAPACITIES = 12, [1.0, 0.7, 0.4, 0.2, 0.1, 0.05]
 
 
 def command(data: Path, storage: Path, *more: str) -> list[str]:
@@ -111,7 +111,7 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     storage = tmp_path_factory.mktemp("undisturbed")
     done = run(command(data, storage))
     assert done.returncode == 0, done.stdout + done.stderr
-    for said in ("epoch 20", "36 tests", "pareto.png", "report.html"):
+    for said in ("epoch 12", "36 tests", "pareto.png", "report.html"):
         assert said in done.stdout
     return storage
 
@@ -124,7 +124,7 @@ def test_a_run_leaves_everything_and_a_second_does_nothing_twice(data: Path, und
     before = {p: p.stat().st_mtime_ns for d in ("results", "features", "training") for p in (folder / d).rglob("*")}
     again = run(command(data, undisturbed))
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "finished before (20 epochs), nothing to do" in again.stdout
+    assert "finished before (12 epochs), nothing to do" in again.stdout
     assert "36 of 36 finished before" in again.stdout
     assert before == {p: p.stat().st_mtime_ns for p in before}
 

@@ -154,7 +154,7 @@ def test_a_node_that_is_called_back_is_answered_by_a_checkpoint(
 
 def test_a_node_dies_in_a_search_and_another_joins(data: Path, tmp_path: Path) -> None:
     # Points that depend on no outcome, and nobody stopped: so that the two searches are the same trials.
-    changes = {"sampler": {"name": "random"}, "stop": {"name": "none"}, "trials": 4}
+    changes = {"sampler": {"name": "random"}, "stop": {"name": "none"}, "trials": 3}
     tables = {}
     for name, disturbed in (("quiet", False), ("disturbed", True)):
         folder = tmp_path / name

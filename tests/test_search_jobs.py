@@ -92,38 +92,11 @@ def check_ledger(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    done = run(command(search_file(folder, data)))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{TRIALS} trial(s) to run, 2 at once" in done.stdout
-    return folder
-
-
-def test_a_search_leaves_its_trials_front_and_best_recipe(undisturbed: Path) -> None:
-    check_ledger(undisturbed)
-    folder = undisturbed / "search"
-    assert all((folder / name).stat().st_size > 0 for name in ("search.png", "search.html", "study.journal"))
-    best = load_recipe(folder / "best.yaml")
-    assert best.sweep.split == "test"
-    chosen = next(r for r in records(undisturbed) if f"search-{r['number']:04d}" == best.name)
-    assert best.train.lr == pytest.approx(chosen["changes"]["train.lr"])
-    assert chosen["values"]["mean_cross_map"] == max(
-        r["values"]["mean_cross_map"] for r in records(undisturbed) if r["state"] == "complete" and r["feasible"]
-    )
-
-
-def test_the_same_command_again_does_nothing_and_more_trials_go_on(data: Path, undisturbed: Path) -> None:
-    before = (undisturbed / "search" / "trials.json").read_text()
-    again = run(command(undisturbed / "search.yaml"))
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert f"{TRIALS} of {TRIALS} trials ended before" in again.stdout
-    assert (undisturbed / "search" / "trials.json").read_text() == before
-
-
-def test_killed_at_three_random_moments_it_ends_with_its_trials(data: Path, tmp_path: Path) -> None:
-    recipe, chance = search_file(tmp_path, data), random.Random(7)
-    journal = tmp_path / "search" / "study.journal"
+def killed_thrice(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search that is killed at three random moments, and then left in peace."""
+    folder = tmp_path_factory.mktemp("killed")
+    recipe, chance = search_file(folder, data), random.Random(7)
+    journal = folder / "search" / "study.journal"
 
     def lines() -> int:
         return journal.read_bytes().count(b"\n") if journal.exists() else 0
@@ -135,7 +108,33 @@ def test_killed_at_three_random_moments_it_ends_with_its_trials(data: Path, tmp_
         kill(job)
     last = run(command(recipe))
     assert last.returncode == 0, last.stdout + last.stderr
-    check_ledger(tmp_path)
+    assert "trial(s) to run, 2 at once" in last.stdout
+    return folder
+
+
+def test_killed_at_three_random_moments_it_ends_with_its_trials(killed_thrice: Path) -> None:
+    check_ledger(killed_thrice)
+
+
+def test_a_search_leaves_its_trials_front_and_best_recipe(killed_thrice: Path) -> None:
+    folder = killed_thrice / "search"
+    assert all((folder / name).stat().st_size > 0 for name in ("search.png", "search.html", "study.journal"))
+    best = load_recipe(folder / "best.yaml")
+    assert best.sweep.split == "test"
+    found = records(killed_thrice)
+    chosen = next(r for r in found if f"search-{r['number']:04d}" == best.name)
+    assert best.train.lr == pytest.approx(chosen["changes"]["train.lr"])
+    assert chosen["values"]["mean_cross_map"] == max(
+        r["values"]["mean_cross_map"] for r in found if r["state"] == "complete" and r["feasible"]
+    )
+
+
+def test_the_same_command_again_does_nothing(killed_thrice: Path) -> None:
+    before = (killed_thrice / "search" / "trials.json").read_text()
+    again = run(command(killed_thrice / "search.yaml"))
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"{TRIALS} of {TRIALS} trials ended before" in again.stdout
+    assert (killed_thrice / "search" / "trials.json").read_text() == before
 
 
 def test_a_killed_trial_is_started_again_and_ends(data: Path, tmp_path: Path) -> None:
