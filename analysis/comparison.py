@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.quantities import Quantity
-from prunnet.errors import ResultsError
-from prunnet.results import p_comp, p_up, read, read_packed, update_gain
+from prunnet.results import ResultsError, p_comp, p_up, read, read_packed, update_gain
 
 MARK = "tables"
 Row = dict[str, Any]
@@ -36,7 +35,8 @@ def grouped(rows: Iterable[Row], table: str) -> Trials:
     """The rows of one of the ablation's tables: `methods`, `variants`, `upgrade`."""
     found: Trials = {}
     for row in rows:
-        kind, name, *_ = str(row["trial_id"]).split("/")
+        kind, _, rest = str(row["trial_id"]).partition("/")
+        name = rest.partition("/")[0]
         if kind == table:
             found.setdefault(name, {}).setdefault(row["seed"], []).append(row)
     return found
@@ -185,8 +185,8 @@ def tuning_table(rows: Iterable[Row]) -> str:
     independent networks: self-tests), the number that the rate is chosen by."""
     found: dict[str, dict[float, list[Row]]] = {}
     for row in rows:
-        kind, name, *rest = str(row["trial_id"]).split("/")
-        if kind == "tuning":
+        if str(row["trial_id"]).startswith("tuning/"):
+            _, name, *rest = row["trial_id"].split("/")
             found.setdefault(name, {}).setdefault(float(rest[0].partition("=")[2]), []).append(row)
     rates = sorted({rate for by_rate in found.values() for rate in by_rate})
     lines = []
@@ -260,7 +260,7 @@ FIRST = ("prunnet", "joint", "independent", "bct", "asymmetric", "regression", "
 
 def _order(row: Row) -> tuple[int, str, int]:
     """Methods in the order in which they are told, everything else by name."""
-    name = str(row["trial_id"]).split("/")[1] if "/" in str(row["trial_id"]) else ""
+    name = str(row["trial_id"]).partition("/")[2].partition("/")[0]
     return (FIRST.index(name) if name in FIRST else len(FIRST), name, row["seed"])
 
 

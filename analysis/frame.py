@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.pareto import Point
-from prunnet.results import read, select
+from prunnet.results import ranked_by, read, select
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Frame:
     @property
     def metric(self) -> str:
         """The column that the benchmark ranks by: GLDv2's mAP@100, everybody else's mAP."""
-        return "map_at_100" if {row.get("protocol") for row in self.rows} == {"gldv2"} else "map"
+        protocols = {row.get("protocol") for row in self.rows}
+        return ranked_by(protocols.pop() if len(protocols) == 1 else None)
 
     @property
     def metric_name(self) -> str:

@@ -36,7 +36,7 @@ from prunnet.families import Family, finished, stages
 from prunnet.methods import METHODS
 from prunnet.plan import evaluation_plan, network_arrays, plan_units
 from prunnet.probe import ProbeConfig
-from prunnet.results import trial_folder
+from prunnet.results import ranked_by, trial_folder
 from prunnet.storage import place, remove
 
 VALUE, LIMIT, FAILED = "value:", "limit:", "failed"
@@ -258,7 +258,7 @@ def _scores(rows: Iterable[Row]) -> list[tuple[str, int, float]]:
     """(trial, epoch, mean over the capacities) of partial rows, epoch after epoch."""
     looks: dict[tuple[int, str], list[float]] = {}
     for row in rows:
-        value = row["map_at_100"] if row["protocol"] == "gldv2" else row["map"]
+        value = row[ranked_by(row["protocol"])]
         looks.setdefault((row["epoch"], row["trial_id"]), []).append(value)
     return [(trial, epoch, sum(values) / len(values)) for (epoch, trial), values in sorted(looks.items())]
 

@@ -17,6 +17,7 @@ from prunnet.data.base import Dataset, some_of
 from prunnet.families import Family
 from prunnet.nets import RetrievalNet
 from prunnet.plan import identity_columns
+from prunnet.results import ranked_by
 from prunnet.retrieval.features import embed_test
 from prunnet.subnetworks import calibration_batches, calibration_indices, subnetwork
 from prunnet.training import Trainer
@@ -44,7 +45,7 @@ class Probe:
         self.recipe, self.config, self.dataset = recipe, config, dataset
         chosen = calibration_indices(len(dataset.train), config.calibration_images, sweep.seed)
         self.pixels = dataset.preprocessing.crop(dataset.train.read(chosen))
-        self.metric = "map_at_100" if self.test.protocol_name == "gldv2" else "map"
+        self.metric = ranked_by(self.test.protocol_name)
 
     def look(self, net: RetrievalNet, reducer: Reducer) -> dict[float, float]:
         """Capacity -> accuracy of its queries in the dense gallery, in [0, 1]. Every worker calls it: each tests a

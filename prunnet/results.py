@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -63,6 +63,11 @@ METRICS = (
     "recall_at_5",
     "recall_at_10",
 )
+
+
+def ranked_by(protocol: str | None) -> Literal["map", "map_at_100"]:
+    """The column that a protocol's benchmark ranks by: GLDv2's mAP@100, everybody else's mAP."""
+    return "map_at_100" if protocol == "gldv2" else "map"
 
 
 def features_key(**determinants: Any) -> str:

@@ -89,7 +89,7 @@ def chosen_vectors(
     net, _ = family.members[family.top]
     units = plan_units(recipe, family, dataset)
     dense = next(unit for unit in units.features.values() if unit.capacity == family.top)
-    metric = "map_at_100" if dataset.split("validation").protocol_name == "gldv2" else "map"
+    metric = results.ranked_by(dataset.split("validation").protocol_name)
     plan = evaluation_plan(recipe, family, features=run.features, results=run.results)
     chosen: dict[float, Keep] = {}
     with session(recipe.cluster), bar(console) as progress:

@@ -226,6 +226,21 @@ def test_the_page_holds_means_deviations_and_gains(tmp_path: Path) -> None:
         comparison.write(tmp_path / "table.parquet", page)
 
 
+def test_the_page_weighs_accuracy_against_cost_and_pairs_layer_wise_cuts_with_uniform_ones(tmp_path: Path) -> None:
+    small = load_ablation(written(tmp_path, seeds=[0, 1]))
+    rows = []
+    for trial in small.methods_trials(None)[:2]:
+        sha = f"network of seed {trial.recipe.train.seed}"
+        for c in (1.0, 0.5, 0.1):
+            own: dict[str, Any] = {"macs": int(1000 * c), "macs_dense": 1000, "query_weights_sha": sha}
+            rows.append(row(trial, c, 1.0, 0.8 if c == 1.0 else 0.6, **own, allocation="layer"))
+        cut = {**own, "macs": 99, "allocation": "layerwise", "unit_key": f"cut of {sha}", "trial_id": "layerwise"}
+        rows.append({**row(trial, 0.2, 1.0, 0.65 + 0.1 * trial.recipe.train.seed), **cut})
+    text = comparison.page(rows)
+    assert "| prunnet | 54.00 ± 0.00 |" in text  # 0.6 from a tenth of the MACs on; the dense network saves none
+    assert "| 10% | 2 | 0.000 | 0.000 | 60.0 ± 0.0 | 70.0 ± 7.1 | 10.0 ± 7.1 |" in text
+
+
 def test_rows_do_not_say_where_files_lie(tmp_path: Path) -> None:
     from tests.conftest import image_folder
 
