@@ -28,8 +28,9 @@ lint: $(STAMP)
 test: lint
 	$(BIN)/python -m pytest -m 'not slow'
 
+# Two at a time: a job is waiting for processes to start for much of its time.
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 clean:
 	rm -rf $(VENV) runs

@@ -97,7 +97,7 @@ def test_a_folder_that_becomes_read_only_keeps_what_it_has(data: Path, undisturb
     while subprocess.run(["mount", "-o", "remount,ro", str(disk)], capture_output=True).returncode:
         assert job.poll() is None, "the job was over before its folder became read-only"
         time.sleep(0.05)  # a file is being written
-    output = job.communicate(timeout=300)[0]
+    output = job.communicate(timeout=600)[0]
     assert job.returncode in (1, 2), output
     assert "Read-only file system" in output
     assert "Traceback" not in output

@@ -46,7 +46,7 @@ def command(data: Path, storage: Path, *more: str) -> list[str]:
 
 
 def run(arguments: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, timeout=400, **options)  # type: ignore[call-overload]
+    return subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, **options)  # type: ignore[call-overload]
 
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
@@ -60,7 +60,7 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
     )
 
 
-def wait_until(condition: Callable[[], object], job: subprocess.Popen[str], seconds: float = 180) -> None:
+def wait_until(condition: Callable[[], object], job: subprocess.Popen[str], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert job.poll() is None, job.communicate()[0]
@@ -146,7 +146,7 @@ def test_killed_workers_and_actors_change_nothing(data: Path, undisturbed: Path,
     descendants(job, "RayTrainWorker")[0].kill()
     wait_until(lambda: len(list(tmp_path.glob("job/features/*"))) >= 1, job)
     descendants(job, "ray::EvaluationActor")[0].kill()
-    output = job.communicate(timeout=300)[0]
+    output = job.communicate(timeout=600)[0]
     assert job.returncode == 0, output
     assert outcome(tmp_path) == outcome(undisturbed)
 

@@ -135,7 +135,7 @@ def test_switchable_training_survives_a_killed_worker(data: Path, tmp_path: Path
     process = start(disturbed)
     wait_until(lambda: checkpoints(tmp_path / "b") >= 1, process)
     os.kill(descendants(process, "RayTrainWorker")[0].pid, signal.SIGKILL)
-    output = process.communicate(timeout=400)[0]
+    output = process.communicate(timeout=600)[0]
     assert process.returncode == 0, output
     hashes = [load_network(tmp_path / where / "job" / "model.safetensors")[1]["weights_sha"] for where in ("a", "b")]
     assert hashes[0] == hashes[1]

@@ -98,7 +98,7 @@ def test_a_node_dies_in_a_sweep_and_another_joins(data: Path, undisturbed: Path,
         wait_until(lambda: len(list(tmp_path.glob("job/features/[!.]*"))) >= 1, job, seconds=300)
         cluster.remove_node(cluster.list_all_nodes()[1], allow_graceful=False)
         cluster.add_node(num_cpus=1)
-        output = job.communicate(timeout=400)[0]
+        output = job.communicate(timeout=600)[0]
         assert job.returncode == 0, output
         assert outcome(tmp_path) == outcome(undisturbed)
         assert left_over(cluster) == "2.0 of 2.0 CPUs free, 0 placement groups held"
@@ -147,7 +147,7 @@ def test_a_node_that_is_called_back_is_answered_by_a_checkpoint(
         assert not (tmp_path / "job" / "model.safetensors").exists()
         cluster.remove_node(cluster.list_all_nodes()[1], allow_graceful=False)
         cluster.add_node(num_cpus=1)
-        output = job.communicate(timeout=400)[0]
+        output = job.communicate(timeout=600)[0]
         assert job.returncode == 0, output
         assert left_over(cluster) == "2.0 of 2.0 CPUs free, 0 placement groups held"
 

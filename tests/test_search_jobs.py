@@ -103,7 +103,7 @@ def killed_thrice(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     for _ in range(3):
         job, wanted = start(command(recipe)), lines() + chance.randrange(4, 14)
-        wait_until(lambda wanted=wanted: lines() >= wanted, job, seconds=240)  # type: ignore[misc]
+        wait_until(lambda wanted=wanted: lines() >= wanted, job, seconds=300)  # type: ignore[misc]
         time.sleep(chance.uniform(0, 6))
         kill(job)
     last = run(command(recipe))
@@ -150,7 +150,7 @@ def test_a_killed_trial_is_started_again_and_ends(data: Path, tmp_path: Path) ->
             process.kill()
             killed += 1
     assert killed
-    output = job.communicate(timeout=400)[0]
+    output = job.communicate(timeout=600)[0]
     assert job.returncode == 0, output
     (record,) = records(tmp_path)
     assert record["state"] == "complete"
