@@ -82,7 +82,8 @@ def descendants(job: subprocess.Popen[str], title: str) -> list[psutil.Process]:
 
 def kill(job: subprocess.Popen[str]) -> None:
     """Kills a driver as the kernel would, and waits until its cluster's workers are gone with it; agents linger."""
-    family = [p for title in ("ray::", "raylet") for p in descendants(job, title)]
+    agents = {process.pid for process in descendants(job, "Agent")}
+    family = [p for title in ("ray::", "raylet") for p in descendants(job, title) if p.pid not in agents]
     os.kill(job.pid, signal.SIGKILL)
     job.wait()
     psutil.wait_procs(family, timeout=20)

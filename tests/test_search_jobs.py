@@ -169,6 +169,8 @@ def test_a_trial_that_diverges_fails_with_its_reason_and_the_others_go_on(data: 
         space={"train.lr": [1.0e12, 0.05]},
         start=[{"train.lr": 1.0e12}, {"train.lr": 0.05}],
         constraints=[],
+        objectives=["mean_cross_map"],
+        baseline=False,
         stop={"name": "none"},
     )
     done = run(command(recipe, "--set", "train.precision=fp32"))
