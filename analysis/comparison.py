@@ -4,8 +4,8 @@ layer-wise cuts beside uniform ones.
     python -m analysis.comparison docs/evidence/methods_omniglot.parquet docs/RESULTS.md
     python -m analysis.comparison docs/evidence/found_omniglot.parquet docs/RESULTS.md found
 
-Only what stands between the two marks of the page (`tables`, or the third argument) is written; the words around it are
-the author's.
+Only what stands between the two marks of the page (`tables`, or the third argument, which gets the short form) is
+written; the words around it are the author's.
 """
 
 from __future__ import annotations
@@ -235,10 +235,20 @@ def page(rows: Sequence[Row]) -> str:
     if upgrade:
         parts += ["### Upgrades, dense new network, mAP (%)", upgrade_table(upgrade)]
         parts += ["### Upgrades at every capacity: mAP (%) in the old gallery", old_gallery_table(upgrade)]
-    if any(row["allocation"] == "layerwise" for row in rows):
-        parts += ["### Uniform and layer-wise cuts at equal MACs: cross-test mAP (%)", layerwise_table(rows)]
     if any(str(row["trial_id"]).startswith("tuning/") for row in rows):
         parts += ["### Learning rates, on validation alphabets: mean mAP (%)", tuning_table(rows)]
+    return "\n\n".join(parts)
+
+
+def short_page(rows: Sequence[Row]) -> str:
+    """What a few recipes are worth: cross-tests, the area under them, and layer-wise cuts, without further headings."""
+    methods = grouped(rows, "methods")
+    parts: list[str] = []
+    if methods:
+        trained, _ = capacities_of(methods)
+        parts = [by_capacity(methods, "map", lambda c: 1.0, [c for c in trained if c < 1.0]), area_table(methods)]
+    if any(row["allocation"] == "layerwise" for row in rows):
+        parts += [layerwise_table(rows)]
     return "\n\n".join(parts)
 
 
@@ -252,7 +262,8 @@ def write(table: str | Path, path: str | Path, mark: str = MARK) -> None:
     _, closed, after = rest.partition(end)
     if not found or not closed:
         raise ValueError(f"{str(path)!r} has no marks {begin} and {end}, between which the tables go")
-    path.write_text(f"{before}{begin}\n{page(rows)}\n{end}{after}", encoding="utf-8")
+    text = page(rows) if mark == MARK else short_page(rows)
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 FIRST = ("prunnet", "joint", "independent", "bct", "asymmetric", "regression", "switchable", "sfsc", "sfsc_released")

@@ -90,7 +90,9 @@ class Budget:
         """The ratios of one capacity for all."""
         return np.ones(len(self.macs))
 
-    def guesses(self, net: RetrievalNet, powers: Sequence[float] = (0.0, 0.25, 0.5, 1.0)) -> list[np.ndarray]:
+    def guesses(
+        self, net: RetrievalNet, powers: Sequence[float] = (0.0, -0.5, -0.25, 0.25, 0.5, 1.0)
+    ) -> list[np.ndarray]:
         """Ratios to start from: each layer's share falls with a power of what one of its weights costs. Power 0 is the
         uniform subnetwork."""
         sizes = {name: layer.get_parameter("weight").numel() for name, layer in prunable.layers(net).items()}

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.evaluation import Subject, evaluate, start_actor
-from cluster.layerwise import improve, look, sampler
+from cluster.layerwise import REACH, improve, look, sampler
 from cluster.pool import Pool
 from cluster.progress import bar
 from cluster.session import session
@@ -132,7 +132,7 @@ def open_study(run: Run, asked: Asked, capacity: float, family: Family, groups: 
     _, header = family.members[family.top]
     return optuna.create_study(
         storage=journal(folder / f"{capacity:g}.journal"),
-        study_name=f"{header['weights_sha'][:16]}-{asked.grouping}-{asked.sampler}-{asked.seed}",
+        study_name=f"{header['weights_sha'][:16]}-{asked.grouping}-{asked.sampler}-{asked.seed}-{REACH:g}",
         sampler=sampler(asked.sampler, asked.seed, groups),
         direction="maximize",
         load_if_exists=True,

@@ -236,7 +236,7 @@ def test_the_page_weighs_accuracy_against_cost_and_pairs_layer_wise_cuts_with_un
             rows.append(row(trial, c, 1.0, 0.8 if c == 1.0 else 0.6, **own, allocation="layer"))
         cut = {**own, "macs": 99, "allocation": "layerwise", "unit_key": f"cut of {sha}", "trial_id": "layerwise"}
         rows.append({**row(trial, 0.2, 1.0, 0.65 + 0.1 * trial.recipe.train.seed), **cut})
-    text = comparison.page(rows)
+    text = comparison.short_page(rows)
     assert "| prunnet | 54.00 ± 0.00 |" in text  # 0.6 from a tenth of the MACs on; the dense network saves none
     assert "| 10% | 2 | 0.000 | 0.000 | 60.0 ± 0.0 | 70.0 ± 7.1 | 10.0 ± 7.1 |" in text
 
