@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import ray
 
+import cluster.session
 from cluster.pool import Pool
-from cluster.session import check_resources, session
+from cluster.session import check_resources, session, wait_for_resources
 from prunnet.config import ClusterConfig
 from prunnet.errors import ResourceError
 
@@ -71,3 +72,28 @@ def test_what_the_cluster_cannot_give_is_said_at_once(local_ray: None, asked: di
     with pytest.raises(ResourceError, match=says) as caught:
         check_resources(ClusterConfig(**{"workers": 1, "actors": 1, **asked}))  # type: ignore[arg-type]
     assert "the cluster has" in str(caught.value)
+
+
+def test_a_cluster_that_grows_is_waited_for_and_asked_once(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ClusterConfig(workers=500, actors=1, wait_minutes=0.5)
+    asked: list[object] = []
+    looks = iter([False, False, True])
+
+    def look(config: ClusterConfig) -> None:
+        if not next(looks):
+            check_resources(config)
+
+    monkeypatch.setattr(cluster.session, "check_resources", look)
+    monkeypatch.setattr(cluster.session, "request_resources", lambda bundles: asked.append(bundles))
+    wait_for_resources(wanted)
+    assert asked == [[{"CPU": 1.0}] * 501]
+
+
+def test_a_cluster_that_does_not_grow_is_not_waited_for_longer_than_asked(
+    local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster.session, "request_resources", lambda bundles: None)
+    began = time.monotonic()
+    with pytest.raises(ResourceError, match="room for"):
+        wait_for_resources(ClusterConfig(workers=500, actors=1, wait_minutes=0.02))
+    assert 1.2 <= time.monotonic() - began < 20

@@ -218,3 +218,12 @@ def test_a_resumed_search_stops_trials_by_what_it_saw_before() -> None:
     results = [fresh.on_trial_result(None, New(), {"epoch": e, "score": 0.9}) for e in (1, 2, 3, 4)]
     assert results == ["CONTINUE"] * 4
     assert type(scheduler("asha", grace=1, reduction=2, epochs=1, seen=[])).__name__ == "FIFOScheduler"
+
+
+def test_fresh_forgets_this_study_and_no_other(storage: str | None, tmp_path: Path) -> None:
+    this, other = search(storage, name="fresh"), search(storage, name="other")
+    for asked in (this, other):
+        open_study(asked, tmp_path).enqueue_trial({"train.lr": 0.1})
+    assert len(open_study(this, tmp_path).get_trials()) == 1
+    assert len(open_study(this, tmp_path, fresh=True).get_trials()) == 0
+    assert len(open_study(other, tmp_path).get_trials()) == 1
