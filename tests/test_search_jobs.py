@@ -137,8 +137,8 @@ def test_the_same_command_again_does_nothing(killed_thrice: Path) -> None:
     assert (killed_thrice / "search" / "trials.json").read_text() == before
 
 
-def test_a_killed_trial_is_started_again_and_ends(data: Path, tmp_path: Path) -> None:
-    """The driver of a trial dies, and its training with it; Tune starts it again."""
+def test_a_killed_trial_goes_on_from_its_checkpoint(data: Path, tmp_path: Path) -> None:
+    """The driver of a trial dies, and its training with it; Tune starts it again, and it is not trained from zero."""
     recipe = search_file(tmp_path, data, trials=1, baseline=False, objectives=["mean_cross_map"])
     job = start(command(recipe, "--set", "train.epochs=8"))
     snapshots = lambda: list(tmp_path.glob("search/trials/*/train-*/checkpoint_manager_snapshot.json"))  # noqa: E731
