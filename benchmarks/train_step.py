@@ -68,7 +68,7 @@ def shares(trainer: Trainer, inputs: torch.Tensor, labels: torch.Tensor, rounds:
             for index in count:
                 objective.masks[name].apply(weight, index)
 
-    shapes = [*objective.weights.values(), *objective.shared]
+    shapes = [*objective.weights.values(), *objective.readers.values(), *objective.shared.values()]
     passes = [[torch.randn_like(t) for t in shapes] for _ in range(len(count) + 1)]
     taken = interleaved(
         {

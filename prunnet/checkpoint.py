@@ -22,7 +22,7 @@ from prunnet.widths import build
 NETWORK = "prunnet-network"
 TRAINING = "prunnet-training"
 SPEC_KEYS = frozenset(["backbone", "classes", "embedding_dim", "in_chans", "stem", "neck_norm", "options"])
-MORE_SPEC_KEYS = frozenset(["width", "scored", "switch"])
+MORE_SPEC_KEYS = frozenset(["width", "scored", "switch", "granularity", "channel_multiple", "image_size"])
 
 
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], kind: str, header: dict[str, Any]) -> None:

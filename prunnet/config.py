@@ -28,6 +28,12 @@ def check_capacity(value: float) -> float:
     return float(value)
 
 
+def check_density(granularity: str, capacities: Iterable[float]) -> None:
+    """ConfigError where a granularity of scores does not have one of the capacities."""
+    if granularity == "nm" and (odd := sorted(set(capacities) - {0.5, 1.0})):
+        raise ConfigError(f"capacities {odd}: granularity 'nm' keeps 2 of 4 weights, so it has 0.5 (and 1.0) only")
+
+
 Capacity = Annotated[float, AfterValidator(check_capacity)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -156,6 +162,12 @@ class TrainConfig(Section):
     clip_norm: Annotated[float, Field(gt=0)] = 100.0
     label_smoothing: Fraction = 0.0
     score_init: Literal["kaiming_uniform", "normal", "magnitude", "snip", "constant"] | None = None
+    granularity: Literal["weight", "nm", "kernel", "channel"] = "weight"
+    """What one score stands for. weight: a weight, as in the paper; nm: a weight, of which 2 of 4 along the input stay;
+    kernel: a convolution's kernel; channel: a channel with all that is tied to it, so that a subnetwork is a smaller
+    plain network, and capacity the fraction of the prunable MACs."""
+    channel_multiple: Positive = 8
+    """channel only: layers keep a multiple of so many channels."""
     allocation: Literal["layer", "global"] | None = None
     """layer: the same capacity in every layer; global: one threshold over all layers, 1% of each kept at least."""
     capacity_sampling: Literal["fixed", "random", "sandwich"] | None = None
@@ -194,6 +206,12 @@ class TrainConfig(Section):
                 f"train.capacities {list(self.capacities)} must be distinct and below 1.0: "
                 "the dense network is always trained beside them"
             )
+        if METHODS[self.method].network == "widths" and self.granularity != "weight":
+            raise ConfigError(
+                f"train.granularity={self.granularity!r} makes no sense with train.method={self.method!r}: a "
+                "switchable network has widths, and no scores"
+            )
+        check_density(self.granularity, [*self.capacities, *([self.alone] if self.alone else [])])
         if self.alone is not None and not single:
             raise ConfigError(
                 f"train.alone={self.alone} makes no sense with train.method={self.method!r}: it trains "
@@ -268,6 +286,12 @@ class Recipe(Section):
     sweep: SweepConfig = SweepConfig()
     cluster: ClusterConfig = ClusterConfig()
 
+    @model_validator(mode="after")
+    def _densities_exist(self) -> Recipe:
+        if not self.model.checkpoint:  # whose granularity its file says
+            check_density(self.train.granularity, self.sweep.capacities)
+        return self
+
     def training_hash(self) -> str:
         """Hash of everything that determines the trained weights (workers included: they shape the sums)."""
         return of_json([METHOD_VERSION, self.trained_part(), self.cluster.workers])
@@ -277,6 +301,10 @@ class Recipe(Section):
         parts = self.model_dump(mode="json", include={"data", "model", "train"})
         for key in ("checkpoint_every_steps", "checkpoint_every_minutes"):
             del parts["train"][key]
+        if self.train.granularity != "channel":
+            del parts["train"]["channel_multiple"]
+        if self.train.granularity == "weight":  # files of before it was a choice keep their hashes
+            del parts["train"]["granularity"]
         if self.train.old:  # which network it is, not where it lies
             parts["train"]["old"] = weights_sha_of(self.train.old)
         if self.model.weights:

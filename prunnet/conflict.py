@@ -231,15 +231,16 @@ class LayerRows:
     """M."""
     weight: Tensor
     """[B, n]."""
-    score: Tensor
-    """[B, n]."""
     weight_grad: Tensor
     """[B, n], written by `integrate_layers`."""
-    score_grad: Tensor
+    score: Tensor | None = None
+    """[B, n]; None: one score stands for several weights, and its gradient is integrated elsewhere."""
+    score_grad: Tensor | None = None
     """[B, n], likewise."""
 
-    def pieces(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """(kernels, their rows [b, M, n], their factors [b, n]); the next piece overwrites the last one's rows."""
+    def pieces(self) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """(kernels, their rows [b, M, n], their factors [b, n] where there are scores); the next piece overwrites the
+        last one's rows."""
         blocks, size = self.weight.shape
         step = max(1, min(blocks, _CACHED // max(1, self.count * size)))
         scratch = self.weight.new_empty(step, self.count, size)
@@ -247,7 +248,7 @@ class LayerRows:
             part = slice(start, min(start + step, blocks))
             rows = scratch[: part.stop - start]
             self.fill(part, rows)
-            yield part, rows, self.score[part].sign().mul_(self.weight[part])
+            yield part, rows, None if self.score is None else self.score[part].sign().mul_(self.weight[part])
 
 
 def integrate_layers(
@@ -262,40 +263,52 @@ def integrate_layers(
 ) -> None:
     """Integrates weight and score gradients of all layers; `integrate` of each tensor, in the same numbers.
 
-    `orders` holds one permutation a layer, for its weights and its scores. The gradients are read twice; what
-    lies between, the algebra of all Gram matrices, is done once for all layers.
+    `orders` holds one permutation a layer, for its weights and its scores; either all layers have scores of their
+    own, or
+    none has. The gradients are read twice; what lies between, the algebra of all Gram matrices, is done once for all
+    layers.
     """
+    kinds = 1 if layers[0].score is None else 2
+    assert all((layer.score is None) == (kinds == 1) for layer in layers)
     coefficients = _layer_coefficients(
-        layers, orders, block, {"projection": projection, "weighting": weighting, "exponent": exponent, "given": given}
+        layers,
+        orders,
+        block,
+        kinds,
+        {"projection": projection, "weighting": weighting, "exponent": exponent, "given": given},
     )
-    for layer, for_weight, for_score in zip(layers, coefficients[::2], coefficients[1::2], strict=True):
-        both = torch.stack([for_weight, for_score], dim=1).to(layer.weight.dtype).expand(len(layer.weight), -1, -1)
+    for place, layer in enumerate(layers):
+        of_layer = torch.stack(coefficients[place * kinds : (place + 1) * kinds], dim=1)
+        of_layer = of_layer.to(layer.weight.dtype).expand(len(layer.weight), -1, -1)
         for part, rows, factor in layer.pieces():
-            sums = torch.bmm(both[part], rows)  # [b, 2, n]
+            sums = torch.bmm(of_layer[part], rows)  # [b, kinds, n]
             layer.weight_grad[part] = sums[:, 0]
-            torch.mul(sums[:, 1], factor, out=layer.score_grad[part])
+            if factor is not None and layer.score_grad is not None:
+                torch.mul(sums[:, 1], factor, out=layer.score_grad[part])
 
 
 def _layer_coefficients(
-    layers: Sequence[LayerRows], orders: Sequence[Sequence[int]], block: str, options: dict[str, Any]
+    layers: Sequence[LayerRows], orders: Sequence[Sequence[int]], block: str, kinds: int, options: dict[str, Any]
 ) -> list[Tensor]:
-    """Coefficients [B or 1, M] of each layer's weights and scores in turn."""
+    """Coefficients [B or 1, M] of each layer's weights and (two kinds) scores in turn."""
     if options["projection"] == "none" and options["weighting"] == "mean":  # the plain sum: nothing to look at
         device = layers[0].weight.device
-        return [torch.ones(1, layer.count, device=device) for layer in layers for _ in range(2)]
-    grams = [gram for layer in layers for gram in _both_grams(layer, block)]
+        return [torch.ones(1, layer.count, device=device) for layer in layers for _ in range(kinds)]
+    grams = [gram for layer in layers for gram in _grams(layer, block)]
     if block == "network":  # all weights are one block, all scores another
-        whole = [torch.stack(grams[kind::2]).sum(0) for kind in range(2)]
-        return combine(whole, [orders[0]] * 2, **options) * len(layers)
-    return combine(grams, [order for order in orders for _ in range(2)], **options)
+        whole = [torch.stack(grams[kind::kinds]).sum(0) for kind in range(kinds)]
+        return combine(whole, [orders[0]] * kinds, **options) * len(layers)
+    return combine(grams, [order for order in orders for _ in range(kinds)], **options)
 
 
-def _both_grams(layer: LayerRows, block: str) -> tuple[Tensor, Tensor]:
-    """Inner products [B or 1, M, M] of the weights' rows and of the scores' rows, float64."""
+def _grams(layer: LayerRows, block: str) -> list[Tensor]:
+    """Inner products [B or 1, M, M] of the weights' rows and, where they are the layer's own, of the scores' rows;
+    float64."""
     weights, scores = [], []
     for _, rows, factor in layer.pieces():
         weights.append(torch.bmm(rows, rows.transpose(1, 2)))
-        rows *= factor.unsqueeze(1)
-        scores.append(torch.bmm(rows, rows.transpose(1, 2)))
-    both = torch.cat(weights).double(), torch.cat(scores).double()
-    return both if block == "kernel" else (both[0].sum(0, keepdim=True), both[1].sum(0, keepdim=True))
+        if factor is not None:
+            rows *= factor.unsqueeze(1)
+            scores.append(torch.bmm(rows, rows.transpose(1, 2)))
+    grams = [torch.cat(kind).double() for kind in (weights, scores) if kind]
+    return grams if block == "kernel" else [gram.sum(0, keepdim=True) for gram in grams]

@@ -28,13 +28,11 @@ class Cost:
 def cost_of(net: RetrievalNet, masks: dict[str, Tensor], image_size: int) -> Cost:
     """Cost of `net` under boolean masks (by layer name) for one square image."""
     macs = layer_macs(net, image_size)
-    scored = prunable.layers(net)
-    embedding = [p for n, p in net.named_parameters() if not n.endswith(".score") and not n.startswith("classifier.")]
+    embedding = [p for n, p in net.named_parameters() if not prunable.is_score(n) and not n.startswith("classifier.")]
     total = sum(p.numel() for p in embedding)
     dropped = sum(mask.numel() - int(mask.sum()) for mask in masks.values())
     kept = {name: float(masks[name].float().mean()) if name in masks else 1.0 for name in macs}
     alive = {name: _alive(masks[name]) if name in masks else 1.0 for name in macs}
-    assert set(masks) <= set(scored)
     return Cost(
         params_kept=total - dropped,
         params_total=total,
@@ -67,12 +65,14 @@ def layer_macs(net: RetrievalNet, image_size: int) -> dict[str, int]:
     for name, module in net.named_modules():
         if prunable.is_prunable(module):
             watch(name, module)
+    was_training = net.training
     try:
         net.eval()
         parameter = next(net.parameters())
         image = torch.zeros(1, net.spec["in_chans"], image_size, image_size).to(parameter)
         net.embed(image)
     finally:
+        net.train(was_training)
         for hook in hooks:
             hook.remove()
     return counted

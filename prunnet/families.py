@@ -89,6 +89,11 @@ class Family:
         """The largest capacity: the gallery's in cross-tests."""
         return max(self.members)
 
+    @property
+    def granularity(self) -> str:
+        """What one score of the networks stands for."""
+        return self.members[self.top][0].granularity
+
     def serving(self, capacity: float) -> float:
         """Whose network a capacity is cut from: its own, or that of the next larger capacity.
 
@@ -126,6 +131,8 @@ def make_net(recipe: Recipe, dataset: Dataset) -> RetrievalNet:
     more: dict[str, Any] = {}
     if METHODS[recipe.train.method].network == "widths":
         kind, more = SwitchableNet, {"switch": recipe.train.capacities}
+    else:
+        more = {"granularity": recipe.train.granularity, "channel_multiple": recipe.train.channel_multiple}
     if recipe.sweep.long_side and "img_size" in sized_options(recipe.model, recipe.data.image_size):
         raise ConfigError(
             f"sweep.long_side={recipe.sweep.long_side}: {recipe.model.backbone} is made for images of one size; valid: "

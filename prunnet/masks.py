@@ -152,6 +152,32 @@ class LayerMasks:
         return self.apply(torch.ones_like(self._magnitude), index) != 0
 
 
+class StoredMasks:
+    """Masks of one layer that are kept as they are, for granularities whose masks are no threshold on weights.
+
+    The same calls as `LayerMasks`, except that masks are given. `weight` says shape and memory format.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self._like, self._masks = weight.detach(), list[Tensor]()
+
+    def set(self, masks: Sequence[Tensor]) -> None:
+        """The masks of the layer, boolean and of the weight's shape."""
+        self._masks = [torch.empty_like(self._like, dtype=torch.bool).copy_(mask) for mask in masks]
+
+    def apply(self, values: Tensor, index: int) -> Tensor:
+        """As `LayerMasks.apply`."""
+        return laid_out_like(values.detach(), self._like) * self._masks[index]
+
+    def apply_rows(self, values: Tensor, index: int, *, out: Tensor, kernels: slice = slice(None)) -> None:
+        """As `LayerMasks.apply_rows`."""
+        torch.mul(values, in_memory_order(self._masks[index])[kernels], out=out)
+
+    def mask(self, index: int) -> Tensor:
+        """Boolean mask `index` [*weight.shape]."""
+        return self._masks[index]
+
+
 @torch.no_grad()
 def update_all(
     masks: Sequence[LayerMasks],

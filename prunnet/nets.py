@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from prunnet.config import ModelConfig
 from prunnet.errors import ConfigError, one_line, unknown
-from prunnet.prunable import attach_scores
+from prunnet.prunable import attach_scores, init_scores
 from prunnet.storage import local, place
+
+if TYPE_CHECKING:
+    from prunnet.channel_scores import Channels
 
 _REFUSED = "checkpoint_path pretrained pretrained_cfg pretrained_cfg_overlay cache_dir features_only"
 REFUSED_OPTIONS = frozenset(_REFUSED.split())
@@ -35,6 +38,9 @@ class RetrievalNet(nn.Module):
         options: keyword arguments for `timm.create_model`.
         width: the first so many of every layer's channels, 0 < width <= 1; see `prunnet.widths`.
         scored: False leaves the scores out: a plain network that nothing can be cut from.
+        granularity: what a score stands for: `weight`, `nm`, `kernel`, `channel`; see `prunnet.granularity`.
+        channel_multiple: `channel` keeps a multiple of so many channels in each layer.
+        image_size: `channel` measures capacity in multiply-adds, for images of so many pixels a side.
         score_init: see `prunable.init_scores`.
         seed: of weights and scores; the same seed gives the same network.
         pretrained, weights: see `make_backbone`; not part of the network's description.
@@ -55,12 +61,18 @@ class RetrievalNet(nn.Module):
         options: Mapping[str, Any] | None = None,
         width: float = 1.0,
         scored: bool = True,
+        granularity: str = "weight",
+        channel_multiple: int = 8,
+        image_size: int = 224,
         score_init: str = "kaiming_uniform",
         seed: int = 0,
         pretrained: bool = False,
         weights: str | None = None,
     ) -> None:
         super().__init__()
+        from prunnet.granularity import check_granularity
+
+        by_channel = check_granularity(granularity) == "channel"
         if classes < 2:
             raise ConfigError(f"classes={classes}: a network is trained to tell at least 2 classes apart")
         self.spec: dict[str, Any] = {
@@ -74,6 +86,8 @@ class RetrievalNet(nn.Module):
             # Only where they say something, so that older files keep their hashes.
             **({} if width == 1.0 else {"width": width}),
             **({} if scored else {"scored": False}),
+            **({} if granularity == "weight" else {"granularity": granularity}),
+            **({"channel_multiple": channel_multiple, "image_size": image_size} if by_channel else {}),
         }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -88,8 +102,20 @@ class RetrievalNet(nn.Module):
             norm = nn.BatchNorm1d(embedding_dim) if neck_norm == "batch" else nn.Identity()
             self.neck = nn.Sequential(nn.Linear(features, embedding_dim), norm)
             self.classifier = nn.Linear(embedding_dim, classes)
-        if scored:
-            attach_scores(self.backbone, score_init, seed)
+        self.channels: Channels | None = None
+        """Scores and groups of granularity `channel`."""
+        if scored and by_channel:
+            from prunnet.channel_scores import Channels
+
+            self.channels = Channels.of(self, image_size, channel_multiple)
+            init_scores(self, score_init, seed)
+        elif scored:
+            attach_scores(self.backbone, score_init, seed, granularity)
+
+    @property
+    def granularity(self) -> str:
+        """What one score stands for."""
+        return self.spec.get("granularity", "weight")
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] -> logits [B, classes]."""
@@ -115,7 +141,8 @@ class RetrievalNet(nn.Module):
         image_size: int,
         **more: Any,
     ) -> RetrievalNet:
-        """The network that a recipe's section describes, for square images of `image_size` pixels."""
+        """The network that a recipe's section describes, for square images of `image_size` pixels; `more` as of the
+        network itself."""
         return cls(
             model.backbone,
             classes,
@@ -129,6 +156,7 @@ class RetrievalNet(nn.Module):
             seed=seed,
             pretrained=model.pretrained,
             weights=model.weights,
+            image_size=image_size,
             **more,
         )
 

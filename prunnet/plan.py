@@ -16,6 +16,7 @@ from prunnet.data.base import Dataset
 from prunnet.data.transforms import Preprocessing
 from prunnet.evaluation import FeaturesUnit, Plan, TestUnit
 from prunnet.families import OLD, Family
+from prunnet.granularity import UNITS
 from prunnet.masks import keep_count
 from prunnet.nets import RetrievalNet
 from prunnet.results import features_key, row_key
@@ -77,7 +78,7 @@ def plan_units(
     sweep, split = recipe.sweep, dataset.split(recipe.sweep.split)
     calibration = dataset.train.read(calibration_indices(len(dataset.train), sweep.calibration_images, sweep.seed))
     determinants = {
-        "granularity": "weight",
+        "granularity": family.granularity,
         "masks": sweep.masks if sweep.masks == "scores" else [sweep.masks, sweep.seed],
         "calibration": _calibration(recipe, calibration),
         "split": [sweep.split, split.fingerprint()],
@@ -175,10 +176,10 @@ def identity_columns(recipe: Recipe, family: Family, dataset: Dataset, trial: st
         "preprocessing_sha": dataset.split(sweep.split).queries.preprocessing.sha(),
         "train_capacities": ",".join(f"{c:g}" for c in capacities),
         "capacity_sampling": train.get("capacity_sampling", "fixed"),  # files of before it was a choice do not say
-        "capacity_unit": "weights",
+        "capacity_unit": UNITS[family.granularity],
         "score_init": train["score_init"],
         "allocation": train["allocation"],
-        "granularity": "weight",
+        "granularity": family.granularity,
         "mask_source": sweep.masks,
         "projection": train["projection"],
         "projection_block": train["block"],

@@ -1,9 +1,10 @@
 """Which layers can be pruned, and the score that each of their weights has.
 
 Layers are not converted: a prunable layer stays the plain layer that timm made, with a parameter `score`
-beside its `weight`. A subnetwork runs the same module with other tensors in place of the weights
-(`torch.func.functional_call`), so nothing is copied, every kind of convolution works, and the dense network
-*is* timm's. What carries a score and what does not is decided, with the reasons, in `prunnet.backbones`.
+beside its `weight` (granularity `channel`: the network holds the scores, `prunnet.channel_scores`). A subnetwork runs
+the same module with other tensors in place of the weights (`torch.func.functional_call`), so nothing is copied, every
+kind of convolution works, and the dense network *is* timm's. What carries a score and what does not is decided, with
+the reasons, in `prunnet.backbones`.
 """
 
 from __future__ import annotations
@@ -23,8 +24,24 @@ SCORE_INITS = ("kaiming_uniform", "normal", "magnitude", "constant")
 
 
 def layers(net: nn.Module) -> dict[str, nn.Module]:
-    """Name -> prunable layer: those that carry a score, in the order of the network."""
+    """Name -> prunable layer: those whose weights a score speaks of, in the order of the network."""
+    channels = getattr(net, "channels", None)
+    if channels is not None:
+        return {name: net.get_submodule(name) for name in channels.layers}
     return {name: module for name, module in net.named_modules() if "score" in module._parameters}
+
+
+def scores(net: nn.Module) -> dict[str, nn.Parameter]:
+    """Every score tensor: by the name of its layer, or of the first layer that makes a group of channels."""
+    channels = getattr(net, "channels", None)
+    if channels is not None:
+        return dict(zip((group.name for group in channels.graph.groups), channels.scores, strict=True))
+    return {name: layer.get_parameter("score") for name, layer in layers(net).items()}
+
+
+def is_score(name: str) -> bool:
+    """Whether a tensor of this name in a network's state is a score."""
+    return name.endswith(".score") or name.startswith("channels.scores.")
 
 
 def is_prunable(module: nn.Module) -> bool:
@@ -32,16 +49,26 @@ def is_prunable(module: nn.Module) -> bool:
     return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear))
 
 
-def attach_scores(backbone: nn.Module, init: str = "kaiming_uniform", seed: int = 0) -> None:
-    """Gives every prunable layer of `backbone` a score tensor of its weight's shape.
+def attach_scores(
+    backbone: nn.Module, init: str = "kaiming_uniform", seed: int = 0, granularity: str = "weight"
+) -> None:
+    """Gives every prunable layer of `backbone` a score tensor: of its weight's shape, or (`kernel`) one a kernel. With
+    `nm`, layers whose inputs are not a multiple of four (of a group) carry none.
 
     Raises ConfigError for an unknown `init` or a backbone without prunable layers.
     """
-    found = [module for module in backbone.modules() if is_prunable(module)]
-    if not found:
-        raise ConfigError(f"{type(backbone).__name__} has no convolution and no linear layer: nothing to prune")
-    for module in found:
-        module.register_parameter("score", nn.Parameter(torch.empty_like(module.get_parameter("weight"))))
+    found = [module.get_parameter("weight") for module in backbone.modules() if is_prunable(module)]
+    owners = [module for module in backbone.modules() if is_prunable(module)]
+    if granularity == "nm":
+        owners = [owner for owner, weight in zip(owners, found, strict=True) if weight.shape[1] % 4 == 0]
+    if not owners:
+        what = "no layer whose inputs come in fours" if found else "no convolution and no linear layer"
+        raise ConfigError(f"{type(backbone).__name__} has {what}: nothing to prune")
+    for module in owners:
+        weight = module.get_parameter("weight")
+        kernels = torch.empty(*weight.shape[:2], *[1] * (weight.dim() - 2))
+        score = kernels if granularity == "kernel" else torch.empty_like(weight)
+        module.register_parameter("score", nn.Parameter(score))
     init_scores(backbone, init, seed)
 
 
@@ -52,9 +79,12 @@ def init_scores(net: nn.Module, init: str, seed: int) -> None:
     if init not in SCORE_INITS:
         raise ConfigError(unknown("score init", init, SCORE_INITS))
     generator = torch.Generator().manual_seed(seed)
-    for module in layers(net).values():
-        score, weight = module.get_parameter("score"), module.get_parameter("weight")
-        score.copy_(_initial(weight, init, generator))
+    for name, score in scores(net).items():
+        weight = net.get_submodule(name).get_parameter("weight")
+        if getattr(net, "channels", None) is not None:
+            score.copy_(_initial_of_channels(weight, len(score), init, generator))
+        else:
+            score.copy_(_initial(_as_scored(weight, score), init, generator, weight[0].numel()))
 
 
 @torch.no_grad()
@@ -63,18 +93,48 @@ def snip_scores(net: nn.Module, gradients: dict[str, Tensor]) -> None:
 
     The ranking within a layer is SNIP's; the scale is that of `kaiming_uniform`, since the learning rate acts on it.
     """
-    for name, layer in layers(net).items():
-        weight = layer.get_parameter("weight")
-        saliency = (weight * gradients[name]).abs()
+    for score, saliency in _saliencies(net, gradients):
         mean = saliency.mean()
-        wanted = 0.5 / math.sqrt(weight[0].numel())
-        layer.get_parameter("score").copy_(saliency * (wanted / mean) if mean > 0 else saliency)
+        wanted = 0.5 / math.sqrt(saliency[0].numel() if saliency.dim() > 1 else len(saliency))
+        score.copy_(saliency * (wanted / mean) if mean > 0 else saliency)
 
 
-def _initial(weight: Tensor, init: str, generator: torch.Generator) -> Tensor:
-    if init == "magnitude":
+def _saliencies(net: nn.Module, gradients: dict[str, Tensor]) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Each score tensor with abs(sum of w * dL/dw) over the weights that one score stands for."""
+    channels = getattr(net, "channels", None)
+    products = {name: layer.get_parameter("weight") * gradients[name] for name, layer in layers(net).items()}
+    if channels is None:
+        for name, score in scores(net).items():
+            places = tuple(range(2, score.dim()))
+            product = products[name]
+            yield score, (product if product.shape == score.shape else product.sum(places, keepdim=True)).abs()
+        return
+    rows = [torch.zeros_like(score) for score in channels.scores]
+    for name, product in products.items():
+        channels.gather(name, product.flatten(2).sum(2) if product.dim() > 2 else product, rows)
+    yield from ((score, row.abs()) for score, row in zip(channels.scores, rows, strict=True))
+
+
+def _as_scored(weight: Tensor, score: Tensor) -> Tensor:
+    """The weight, or for a score a kernel its kernels' norms."""
+    if weight.shape == score.shape:
         return weight.detach()
-    fan_in = weight[0].numel()
+    return weight.detach().flatten(2).norm(dim=2).view(score.shape)
+
+
+def _initial_of_channels(weight: Tensor, units: int, init: str, generator: torch.Generator) -> Tensor:
+    """Scores [units] of the channels that a layer makes; `magnitude`: the norms of its filters."""
+    if init == "magnitude":
+        norms = weight.detach().flatten(1).square().sum(1)
+        if len(norms) % units == 0:  # a unit of several filters: of a group, or of the same place of all heads
+            norms = norms.view(-1, units).sum(0) if weight.dim() == 2 else norms.view(units, -1).sum(1)
+        return norms.sqrt()[:units]
+    return _initial(torch.empty(units), init, generator, units)
+
+
+def _initial(weight: Tensor, init: str, generator: torch.Generator, fan_in: int) -> Tensor:
+    if init == "magnitude":
+        return weight
     if init == "kaiming_uniform":  # gain of leaky ReLU with slope sqrt(5) is sqrt(1/3), hence 1/sqrt(fan_in)
         return (torch.rand(weight.shape, generator=generator) * 2 - 1) / math.sqrt(fan_in)
     noise = torch.randn(weight.shape, generator=generator)

@@ -14,12 +14,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunnet import hashing, prunable
 from prunnet.checkpoint import described_net, load_tensors, network_sha, save_tensors
+from prunnet.compact import PlainNet, compact
 from prunnet.config import check_capacity
 from prunnet.cost import Cost, cost_of
 from prunnet.data.base import ImageSet
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError
-from prunnet.masks import LayerMasks, update_all
+from prunnet.granularity import select
+from prunnet.masks import LayerMasks
 from prunnet.nets import RetrievalNet
 from prunnet.widths import SwitchableNet
 
@@ -40,7 +42,7 @@ class Subnetwork:
         self._weights_sha = weights_sha
         self.calibration: str | None = None
         """Hash of the images that the BatchNorm statistics were re-estimated on; None: not re-estimated."""
-        dense = {name: module.get_parameter("weight") for name, module in prunable.layers(net).items()}
+        dense = {name: net.get_submodule(name).get_parameter("weight") for name in masks}
         with torch.no_grad():
             self._tensors = {f"{n}.weight": w * masks[n] for n, w in dense.items() if not bool(masks[n].all())}
             self._tensors |= {name: buffer.clone() for name, buffer in _statistics(net)}
@@ -94,10 +96,17 @@ class Subnetwork:
         """Parameters and MACs for a square image of `image_size` pixels."""
         return cost_of(self.net, self.masks, image_size)
 
+    def state(self) -> dict[str, Tensor]:
+        """All tensors of the network by name, as this subnetwork has them."""
+        return {**self.net.state_dict(), **self._tensors}
+
+    def compact(self, image_size: int | None = None) -> PlainNet:
+        """An ordinary torch module with equal features: see `prunnet.compact`."""
+        return compact(self, image_size)
+
     def save(self, path: str | Path, preprocessing: Preprocessing | None = None) -> None:
         """Writes a safetensors file with a JSON header (capacity, hashes, preprocessing, network)."""
-        tensors = {name: t for name, t in self.net.state_dict().items() if not name.endswith(".score")}
-        tensors = {name: t for name, t in tensors.items() if not name.startswith("classifier.")} | self._tensors
+        tensors = {n: t for n, t in self.state().items() if not (prunable.is_score(n) or n.startswith("classifier."))}
         header = {
             "capacity": self.capacity,
             "weights_sha": self.weights_sha,
@@ -126,10 +135,11 @@ class Subnetwork:
         tensors, header = load_tensors(path, FORMAT)
         net = described_net(path, header)
         missing, unexpected = net.load_state_dict(tensors, strict=False)
-        missing = [m for m in missing if not m.endswith(".score") and not m.startswith("classifier.")]
+        missing = [m for m in missing if not prunable.is_score(m) and not m.startswith("classifier.")]
         if missing or unexpected:
             raise CheckpointError(f"{str(path)!r} does not fit its own header: {[*missing, *unexpected][:3]}")
-        masks = {name: module.get_parameter("weight") != 0 for name, module in prunable.layers(net).items()}
+        masked = prunable.layers(net) if net.channels is None else net.channels.touched
+        masks = {name: net.get_submodule(name).get_parameter("weight") != 0 for name in masked}
         loaded = cls(net, float(header["capacity"]), masks, header["weights_sha"])
         loaded.calibration = header["calibration"]
         return loaded, header["preprocessing"]
@@ -157,22 +167,28 @@ def subnetwork(
     capacity = check_capacity(capacity)
     if isinstance(net, SwitchableNet):
         return Subnetwork(net.extract(capacity), capacity, {}, weights_sha or network_sha(net))
-    scores = [module.get_parameter("score") for module in prunable.layers(net).values()]
-    if not scores and capacity < 1.0:
+    names = list(prunable.layers(net))
+    if not names and capacity < 1.0:
         raise ConfigError(f"capacity {capacity:g}: this network carries no scores, so nothing can be cut from it")
+    drawn = None
     if random_masks is not None:
         generator = torch.Generator().manual_seed(random_masks)
-        scores = [torch.rand(s.shape, generator=generator).to(s.device) for s in scores]  # type: ignore[misc]
-    names = list(prunable.layers(net))
+
+        def drawn(score: Tensor) -> Tensor:
+            return torch.rand(score.shape, generator=generator).to(score.device)
+
     if keep is not None and set(keep) != set(names):
         odd = sorted(set(keep) ^ set(names))
         raise ConfigError(f"keep must name every prunable layer and no other; {odd[:3]} is missing or foreign")
-    shares = [capacity if keep is None else keep[name] for name in names]
-    masks = [LayerMasks(score, [share]) for score, share in zip(scores, shares, strict=True)]
-    if keep is None and allocation != "layer":
-        update_all(masks, scores, capacities=[capacity], allocation=allocation)
-    named = dict(zip(names, (mask.mask(0) for mask in masks), strict=True))
-    return Subnetwork(net, capacity, named, weights_sha)
+    if keep is None:
+        chosen = select(net, [capacity], allocation=allocation, random_scores=drawn)
+        masks = {name: mask.mask(0) for name, mask in chosen.layers.items()}
+    elif net.granularity != "weight":
+        raise ConfigError(f"layer-wise capacities are for granularity 'weight', not {net.granularity!r}")
+    else:
+        scores = prunable.scores(net)
+        masks = {n: LayerMasks(s if drawn is None else drawn(s), [keep[n]]).mask(0) for n, s in scores.items()}
+    return Subnetwork(net, capacity, masks, weights_sha)
 
 
 def calibration_indices(total: int, images: int, seed: int) -> np.ndarray:

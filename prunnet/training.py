@@ -268,7 +268,7 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """SGD with momentum, or AdamW, over three groups: weights, scores with their own rate, and what the objective
     learns (`more`), without decay."""
-    scores = [layer.get_parameter("score") for layer in prunable.layers(net).values()]
+    scores = list(prunable.scores(net).values())
     scored = {id(p) for p in scores}
     weights = [p for p in net.parameters() if id(p) not in scored]
     score_lr = config.lr if config.score_lr is None else config.score_lr
@@ -331,6 +331,7 @@ def fit(
     Raises:
         ConfigError: settings that are not valid, or classes that do not fit the network.
     """
+    settings = {"granularity": net.granularity, **settings}
     config = parse_recipe({"train": {"capacities": capacities, **settings}}).train
     classes = int(train_set.labels.max()) + 1
     if classes > net.spec["classes"]:

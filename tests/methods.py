@@ -35,6 +35,11 @@ CASES: dict[str, dict[str, Any]] = {
     "random": {"capacity_sampling": "random"},
     "sandwich": {"capacity_sampling": "sandwich"},
     "snip": {"score_init": "snip"},
+    "nm": {"granularity": "nm", "capacities": (0.5,)},
+    "kernel": {"granularity": "kernel"},
+    "channel": {"granularity": "channel", "channel_multiple": 2},
+    "channel, network, sandwich": {"granularity": "channel", "block": "network", "capacity_sampling": "sandwich"},
+    "channel alone at 0.3": {"method": "independent", "alone": 0.3, "granularity": "channel", "channel_multiple": 2},
     "sfsc, equal, mean": {"method": "sfsc", "priorities": "equal", "reduction": "mean"},
     "all prototypes perturbed": {"method": "ndpp", "perturb": "all"},
     **{f"prunnet + {term}": {"compatible": term} for term in ("bct", "asymmetric", "regression", "ndpp", "odpp")},
@@ -62,7 +67,9 @@ def net_for(config: TrainConfig) -> RetrievalNet:
             "resnet18", 4, in_chans=1, embedding_dim=8, options=options, switch=config.capacities
         )
         return net.double().eval()
-    return net_without_batchnorm()
+    return net_without_batchnorm(
+        granularity=config.granularity, channel_multiple=config.channel_multiple, image_size=32
+    )
 
 
 def save_old(path: Path) -> Path:

@@ -89,7 +89,7 @@ def test_a_network_wide_block_looks_at_all_layers_at_once() -> None:
     rows = [torch.randn(3, 4, 5, generator=generator).double(), torch.randn(3, 2, 7, generator=generator).double()]
     values = [torch.randn(4, 5, generator=generator).double(), torch.randn(2, 7, generator=generator).double()]
     layers = [
-        LayerRows(filling(r), 3, v, -v, torch.empty_like(v), torch.empty_like(v))
+        LayerRows(filling(r), 3, v, torch.empty_like(v), -v, torch.empty_like(v))
         for r, v in zip(rows, values, strict=True)
     ]
     order = [2, 0, 1]
@@ -118,7 +118,7 @@ def test_all_layers_at_once_equal_each_tensor_alone(projection: str, block: str,
     rows = [torch.randn(5, *shape, generator=generator).double() for shape in shapes]
     weights, scores = ([torch.randn(*shape, generator=generator).double() for shape in shapes] for _ in range(2))
     layers = [
-        LayerRows(filling(r), len(r), w, s, torch.empty_like(w), torch.empty_like(w))
+        LayerRows(filling(r), len(r), w, torch.empty_like(w), s, torch.empty_like(w))
         for r, w, s in zip(rows, weights, scores, strict=True)
     ]
     options = {"projection": projection, "block": block, "weighting": weighting, "exponent": 0.5}

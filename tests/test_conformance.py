@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from functools import lru_cache
 from pathlib import Path
@@ -60,8 +61,18 @@ def shared(name: str) -> RetrievalNet:
     return fresh(name).eval()
 
 
-def fresh(name: str) -> RetrievalNet:
-    net = RetrievalNet(name, 4, embedding_dim=16, options=SMALL[name])
+@lru_cache(maxsize=len(SMALL))
+def by_channel(name: str) -> RetrievalNet:
+    """As `shared`, with one score a set of tied channels, and no bias that is zero."""
+    net = fresh(name, granularity="channel", channel_multiple=2, image_size=SIDE).eval()
+    for parameter_name, parameter in net.named_parameters():
+        if parameter_name.endswith("bias"):
+            nn.init.uniform_(parameter, -0.1, 0.1)
+    return net
+
+
+def fresh(name: str, **arguments: Any) -> RetrievalNet:
+    net = RetrievalNet(name, 4, embedding_dim=16, options=SMALL[name], **arguments)
     for module in net.backbone.modules():  # zero-initialised ends of residual branches, ConvNeXt's layer scale of 1e-6
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -128,6 +139,49 @@ def test_an_extracted_subnetwork_gives_equal_features(name: str, tmp_path: Path)
     cut = subnetwork(shared(name), 0.3).calibrate([images(8)])
     cut.save(tmp_path / "edge.safetensors")
     assert torch.equal(Subnetwork.load(tmp_path / "edge.safetensors").embed(images()), cut.embed(images()))
+
+
+@pytest.mark.parametrize("capacity", [0.8, 0.4, 0.05])
+def test_a_compact_network_gives_equal_features_and_is_smaller(name: str, capacity: float) -> None:
+    net = by_channel(name)
+    cut = subnetwork(net, capacity)
+    if any(isinstance(module, nn.BatchNorm2d) for module in net.backbone.modules()):
+        cut.calibrate([images(64)])  # or signals fade, layer by layer, until little but rounding is left of them
+    small = cut.compact(SIDE)
+    with torch.inference_mode():
+        assert torch.allclose(small(images()), cut.embed(images()), atol=1e-5)
+    exact = subnetwork(copy.deepcopy(net).double(), capacity).calibrate([images(32).double()])
+    with torch.inference_mode():
+        assert torch.allclose(exact.compact(SIDE)(images().double()), exact.embed(images().double()), atol=1e-6)
+    whole = sum(p.numel() for n, p in cut.net.named_parameters() if n.startswith(("backbone.", "neck.")))
+    assert sum(p.numel() for p in small.parameters()) < whole
+    assert not any("score" in parameter for parameter, _ in small.named_parameters())
+
+
+def test_channels_that_weight_masks_leave_idle_are_cut_out(name: str) -> None:
+    cut = subnetwork(fresh(name), 0.01)
+    small = cut.compact(SIDE)
+    with torch.inference_mode():
+        assert torch.allclose(small(images()), cut.embed(images()), atol=1e-5)
+    assert sum(p.numel() for p in small.parameters()) < cut.cost(SIDE).params_total
+
+
+def test_what_channels_are_tied_to_and_which_are_kept(name: str) -> None:
+    """Facts of each architecture: how many groups there are, and why the rest is kept."""
+    channels = by_channel(name).channels
+    assert channels is not None
+    reasons = {reason.partition(" (")[0] for reason in channels.graph.kept.values()}
+    reasons.discard("they are what the network puts out")
+    expected = {
+        "resnet18": (9, set()),  # the stem, and of each block the inner channels and the stream
+        "resnet50": (13, set()),
+        "resnext50_32x4d": (9, set()),  # both inner layers of a block go group by group
+        "mobilenetv2_100": (25, set()),
+        "convnext_tiny": (4, {f"they pass through {norm}" for norm in ("ConvNeXtBlock", "LayerNorm", "LayerNorm2d")}),
+        "vit_small_patch16_224": (4, {"they pass through LayerNorm"}),  # heads and hidden units of two blocks
+        "swin_tiny_patch4_window7_224": (10, {"they pass through LayerNorm"}),
+    }
+    assert (len(channels.graph.groups), reasons) == expected[name]
 
 
 def test_macs_agree_with_torchs_own_counter(name: str) -> None:

@@ -52,7 +52,7 @@ def gradients_of(case: str, old: Path, rank: int, world: int) -> dict[str, Tenso
     share = slice(rank * len(inputs) // world, (rank + 1) * len(inputs) // world)
     if config.score_init == "snip":
         trainer = Trainer(net.float(), images(), config, preprocessing=PREPROCESSING, class_names=CLASSES)
-        return {name: layer.score.detach() for name, layer in prunable.layers(trainer.net).items()}
+        return {name: score.detach() for name, score in prunable.scores(trainer.net).items()}
     return gradients(objective_of(config, net, Reducer()), net, (inputs[share], labels[share]))
 
 

@@ -7,7 +7,7 @@ and classifier and updates running statistics. The others touch only the weights
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,8 +19,10 @@ from torch.func import functional_call
 from prunnet import prunable
 from prunnet.communication import Pending
 from prunnet.config import TrainConfig
-from prunnet.conflict import LayerRows, integrate_layers
-from prunnet.masks import LayerMasks, in_memory_order, laid_out_like, update_all
+from prunnet.conflict import LayerRows, integrate, integrate_layers
+from prunnet.errors import ConfigError
+from prunnet.granularity import select
+from prunnet.masks import LayerMasks, StoredMasks, in_memory_order, laid_out_like
 from prunnet.nets import RetrievalNet
 from prunnet.objectives import Context, Objective, Term
 
@@ -36,14 +38,28 @@ class Masked(Objective):
         super().__init__(net, config, context, term)
         self.layers = prunable.layers(net)
         self.weights = {name: layer.get_parameter("weight") for name, layer in self.layers.items()}
-        self.scores = {name: layer.get_parameter("score") for name, layer in self.layers.items()}
+        self.scores = prunable.scores(net)
         pruned = {id(p) for p in (*self.weights.values(), *self.scores.values())}
-        self.shared = [p for p in net.parameters() if id(p) not in pruned]
+        self.shared = {name: p for name, p in net.named_parameters() if id(p) not in pruned}
+        """Trained by the main pass alone."""
         self.capacities = self.draw(0)
         """Of the passes of the current step, the main one first; 1.0 is not masked."""
-        self.masks = {name: LayerMasks(score, self.masked) for name, score in self.scores.items()}
+        _check_passes(net, config)
+        self.selection = select(net, self.masked, allocation=config.allocation or "layer")
+        self.readers = {
+            name: net.get_submodule(name).get_parameter("weight")
+            for name in self.selection.layers
+            if name not in self.weights
+        }
+        """Shared weights that read what a mask cuts (granularity `channel`): masked, too, and trained by the main
+        pass."""
         self._both = Both(net)
         self._threads = ThreadPoolExecutor(torch.get_num_threads())
+
+    @property
+    def masks(self) -> Mapping[str, LayerMasks | StoredMasks]:
+        """Layer name -> its masks, one for each of `masked`."""
+        return self.selection.layers
 
     @property
     def masked(self) -> list[float]:
@@ -77,35 +93,31 @@ class Masked(Objective):
 
     def update_masks(self) -> None:
         """Selects the masks of this step's capacities from the scores as they are now; layers share the threads."""
-        if not self.masked:
-            return
-        update_all(
-            list(self.masks.values()),
-            list(self.scores.values()),
-            self._threads,
-            capacities=self.masked,
-            allocation=self.config.allocation or "layer",
-        )
+        if self.masked:
+            self.selection.update(self.masked, self._threads)
 
     def _pass(self, images: Tensor, labels: Tensor, targets: tuple[Tensor, ...], index: int) -> tuple[Pending, Tensor]:
-        weights: list[Tensor] = list(self.weights.values())
+        """Gradients of one pass, in the order of `weights`, `readers` and, from the main one, `shared`."""
+        learned = {**self.weights, **self.readers}
+        used: dict[str, Tensor] = dict(learned)
         tensors: dict[str, Tensor] = {}
-        if self.capacities[index] < 1.0:
-            mask = self._mask(index)
-            weights = [self.masks[n].apply(w, mask).requires_grad_() for n, w in self.weights.items()]
-            tensors = {f"net.{name}.weight": weight for name, weight in zip(self.weights, weights, strict=True)}
+        mask = self._mask(index)
+        if mask is not None:
+            used = {name: self.masks[name].apply(w, mask).requires_grad_() for name, w in learned.items()}
+            tensors = {f"net.{name}.weight": weight for name, weight in used.items()}
         if index == 0:
             loss = self._loss(images, labels, targets, tensors)
-            gradients = torch.autograd.grad(loss, [*weights, *self.shared], allow_unused=True, materialize_grads=True)
+            wanted = [*used.values(), *self.shared.values()]
+            gradients = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
         else:
             with prunable.frozen_statistics(self.net):
                 loss = self._loss(images, labels, targets, tensors)
-            gradients = torch.autograd.grad(loss, weights)
+            gradients = torch.autograd.grad(loss, list(used.values()))
         return self.reducer.start(gradients), loss.detach()
 
-    def _mask(self, index: int) -> int:
-        """Which of `masks` a pass has."""
-        return index - (self.capacities[0] == 1.0)
+    def _mask(self, index: int) -> int | None:
+        """Which of `masks` a pass has; None: it is dense."""
+        return None if self.capacities[index] == 1.0 else index - (self.capacities[0] == 1.0)
 
     def _loss(self, images: Tensor, labels: Tensor, targets: tuple[Tensor, ...], tensors: dict[str, Tensor]) -> Tensor:
         logits, features = self._both.run(images, tensors, self.dtype)
@@ -115,43 +127,71 @@ class Masked(Objective):
     def integrate(self, passes: list[list[Tensor]], step: int, weights: Tensor | None = None) -> None:
         """Fills `.grad` from the averaged gradients of all passes; `passes[0]` is the main one's."""
         generator = torch.Generator().manual_seed(step_seed(self.config.seed, step))
-        for parameter, gradient in zip(self.shared, passes[0][len(self.weights) :], strict=True):
-            parameter.grad = gradient
+        named = [dict(zip((*self.weights, *self.readers), gradients, strict=False)) for gradients in passes]
+        rest = passes[0][len(self.weights) + len(self.readers) :]
+        for (name, parameter), gradient in zip(self.shared.items(), rest, strict=True):
+            reader = name.removesuffix(".weight")
+            main = self._mask(0)
+            if main is not None and reader in self.readers:  # what was seen, and got the gradient, is its masked copy
+                parameter.grad = self.masks[reader].apply(named[0][reader], main)
+            else:
+                parameter.grad = gradient
+        options: dict[str, Any] = {
+            "projection": self.config.projection or "none",
+            "weighting": self.config.weighting or "mean",
+            "exponent": self.config.exponent,
+        }
+        block = self.config.block or "tensor"
         orders = [torch.randperm(len(passes), generator=generator).tolist() for _ in self.weights]
-        layers = [
-            self._layer_rows(name, [gradients[position] for gradients in passes])
-            for position, name in enumerate(self.weights)
-        ]
-        integrate_layers(
-            layers,
-            orders,
-            projection=self.config.projection or "none",
-            block=self.config.block or "tensor",
-            weighting=self.config.weighting or "mean",
-            exponent=self.config.exponent,
-            given=weights,
-        )
+        layers = [self._layer_rows(name, [gradients[name] for gradients in named]) for name in self.weights]
+        integrate_layers(layers, orders, block=block, given=weights, **options)
+        if not self.selection.fused:
+            order = torch.randperm(len(passes), generator=generator).tolist()
+            self._integrate_scores(named, block, {**options, "order": order, "weights": weights})
+
+    def _integrate_scores(self, passes: list[dict[str, Tensor]], block: str, options: dict[str, Any]) -> None:
+        """Scores that stand for several weights. One of a channel is a number, which has no direction: the block is
+        then the whole tensor."""
+        rows = self.selection.score_rows(passes, [self._mask(index) for index in range(len(passes))])
+        if block == "network":
+            flat = torch.cat([of_score.flatten(1) for _, of_score in rows], dim=1)
+            joined = integrate(flat, block="tensor", **options).split([score.numel() for score, _ in rows])
+            for (score, _), gradient in zip(rows, joined, strict=True):
+                score.grad = gradient.view_as(score)
+            return
+        for score, of_score in rows:
+            score.grad = integrate(of_score, block=block if score.dim() > 1 else "tensor", **options)
 
     def _layer_rows(self, name: str, gradients: list[Tensor]) -> LayerRows:
         """One layer's gradients from all passes; each subnetwork's is put under its mask when it is read."""
-        weight, score, masks = self.weights[name], self.scores[name], self.masks[name]
+        weight, masks = self.weights[name], self.masks[name]
+        score = self.scores[name] if self.selection.fused else None
         # A convolution may hand its gradient back in another memory format than its weight has.
         rows = [in_memory_order(laid_out_like(gradient, weight)) for gradient in gradients]
 
         def fill(kernels: slice, out: Tensor) -> None:
             for index, gradient in enumerate(rows):
-                if self.capacities[index] == 1.0:
+                mask = self._mask(index)
+                if mask is None:
                     out[:, index] = gradient[kernels]
                 else:
-                    masks.apply_rows(gradient[kernels], self._mask(index), out=out[:, index], kernels=kernels)
+                    masks.apply_rows(gradient[kernels], mask, out=out[:, index], kernels=kernels)
 
         return LayerRows(
             fill=fill,
             count=len(gradients),
             weight=in_memory_order(weight.detach()),
-            score=in_memory_order(laid_out_like(score.detach(), weight)),
             weight_grad=in_memory_order(_grad(weight)),
-            score_grad=in_memory_order(_grad(score)),
+            score=None if score is None else in_memory_order(laid_out_like(score.detach(), weight)),
+            score_grad=None if score is None else in_memory_order(_grad(score)),
+        )
+
+
+def _check_passes(net: RetrievalNet, config: TrainConfig) -> None:
+    """ConfigError where the network's scores stand for other things than the settings say, or lack a capacity."""
+    if net.granularity != config.granularity:
+        raise ConfigError(
+            f"train.granularity={config.granularity!r} does not fit a network made with granularity={net.granularity!r}"
         )
 
 
