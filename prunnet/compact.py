@@ -71,7 +71,7 @@ def native_size(net: RetrievalNet) -> int:
 
 
 def _traced(net: RetrievalNet, size: int) -> ChannelGraph:
-    return trace(net, net.features, torch.zeros(1, net.spec["in_chans"], size, size).to(net.neck[0].weight))  # type: ignore[index, arg-type]
+    return trace(net, net.features, torch.zeros(1, net.spec["in_chans"], size, size).to(net.neck[0].weight))  # type: ignore[arg-type]
 
 
 def _plain(cut: Subnetwork) -> RetrievalNet:

@@ -40,6 +40,11 @@ def of_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
     return digest.hexdigest()
 
 
+def of_bytes(data: bytes) -> str:
+    """SHA-256 (hex) of some bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def weights_sha_of(path: str | Path) -> str:
     """What identifies the network of a saved file: the weights' hash in its header, for a subnetwork with mask and
     calibration. CheckpointError where there is none."""

@@ -45,7 +45,17 @@ class Subnetwork:
         dense = {name: net.get_submodule(name).get_parameter("weight") for name in masks}
         with torch.no_grad():
             self._tensors = {f"{n}.weight": w * masks[n] for n, w in dense.items() if not bool(masks[n].all())}
-            self._tensors |= {name: buffer.clone() for name, buffer in _statistics(net)}
+            self._tensors |= {name: buffer.clone() for name, buffer in running_statistics(net)}
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of an embedding."""
+        return int(self.net.spec["embedding_dim"])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.net.parameters()).device
 
     def embed(self, images: Tensor) -> Tensor:
         """Normalised images [B, C, H, W] -> L2-normalised embeddings [B, embedding_dim], float32."""
@@ -59,7 +69,7 @@ class Subnetwork:
         norms = [m for m in self.net.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         self.net.eval()
         momenta = [norm.momentum for norm in norms]
-        self._tensors |= {name: torch.zeros_like(buffer) for name, buffer in _statistics(self.net)}
+        self._tensors |= {name: torch.zeros_like(buffer) for name, buffer in running_statistics(self.net)}
         device = next(self.net.parameters()).device
         seen = []
         try:
@@ -103,6 +113,15 @@ class Subnetwork:
     def compact(self, image_size: int | None = None) -> PlainNet:
         """An ordinary torch module with equal features: see `prunnet.compact`."""
         return compact(self, image_size)
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Its own BatchNorm buffers, by name."""
+        return {name: self._tensors[name] for name, _ in running_statistics(self.net)}
+
+    def set_statistics(self, statistics: Mapping[str, Tensor], calibration: str | None) -> None:
+        """Takes BatchNorm buffers that were estimated before; `calibration` is the hash of their images."""
+        self._tensors |= dict(statistics)
+        self.calibration = calibration
 
     def save(self, path: str | Path, preprocessing: Preprocessing | None = None) -> None:
         """Writes a safetensors file with a JSON header (capacity, hashes, preprocessing, network)."""
@@ -226,7 +245,8 @@ def _prefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"net.{name}": tensor for name, tensor in tensors.items()}
 
 
-def _statistics(net: RetrievalNet) -> Iterator[tuple[str, Tensor]]:
+def running_statistics(net: RetrievalNet) -> Iterator[tuple[str, Tensor]]:
+    """The BatchNorm buffers of a network by name: what each capacity has of its own."""
     for name, module in net.named_modules():
         if isinstance(module, _BatchNorm):
             yield from ((f"{name}.{key}", buffer) for key, buffer in module.named_buffers())

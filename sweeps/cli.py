@@ -15,7 +15,7 @@ from rich.console import Console
 
 from prunnet.errors import PrunnetError
 from prunnet.results import best_under
-from sweeps import ablation, capacity, doctor, evaluate, layerwise, pack, search
+from sweeps import ablation, capacity, doctor, evaluate, export, layerwise, pack, search
 from sweeps.run import Run
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
@@ -34,6 +34,13 @@ app.command("evaluate", help="Two networks against each other. Example: prunnet 
     evaluate.main
 )
 app.command("pack", help="A data set in a few large files. Example: prunnet pack inshop ROOT OUT --verify")(pack.main)
+app.command(
+    "export", help="A subnetwork for a device. Example: prunnet export runs/demo --capacity 0.4 --to edge.onnx"
+)(export.export)
+app.command("embed", help="Embed a folder of images. Example: prunnet embed edge.onnx images/ --out emb/")(export.embed)
+app.command(
+    "query", help="Retrieval between embeddings. Example: prunnet query emb_q emb_g --top 10 --sheet found.png"
+)(export.query)
 app.add_typer(doctor.app, name="doctor")
 
 

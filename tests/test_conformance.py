@@ -8,19 +8,21 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunnet import prunable
+from prunnet import data, prunable
 from prunnet.backbones import NAMED, inspect_backbone
 from prunnet.checkpoint import load_network, save_network
 from prunnet.communication import Reducer
-from prunnet.config import ModelConfig, TrainConfig
+from prunnet.config import DataConfig, ModelConfig, TrainConfig
 from prunnet.cost import layer_macs
 from prunnet.data.transforms import Preprocessing
+from prunnet.export import export, identity, open_export
 from prunnet.masks import keep_count
 from prunnet.nets import RetrievalNet
 from prunnet.objectives import Context, make_objective
@@ -182,6 +184,20 @@ def test_what_channels_are_tied_to_and_which_are_kept(name: str) -> None:
         "swin_tiny_patch4_window7_224": (10, {"they pass through LayerNorm"}),
     }
     assert (len(channels.graph.groups), reasons) == expected[name]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".onnx", ".pt2"])
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
+def test_exports_round_trip(name: str, granularity: str, suffix: str, tmp_path: Path) -> None:
+    """Of random images, and of letters."""
+    cut = subnetwork(by_channel(name) if granularity == "channel" else shared(name), 0.4).calibrate([images(64)])
+    preprocessing = Preprocessing(SIDE, SIDE, 3, False, (0.5,) * 3, (0.5,) * 3)
+    export(cut, tmp_path / f"edge{suffix}", identity(cut, preprocessing))
+    opened = open_export(tmp_path / f"edge{suffix}")
+    letters = data.load(DataConfig(classes=4, images_per_class=2, image_size=SIDE)).train.read(np.arange(5))
+    real = preprocessing.normalise(torch.from_numpy(letters)).repeat(1, 3, 1, 1)
+    for batch in (images(1), images(3), real):
+        assert torch.allclose(opened.embed(batch), cut.embed(batch), atol=1e-4)
 
 
 def test_macs_agree_with_torchs_own_counter(name: str) -> None:

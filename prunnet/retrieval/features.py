@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,7 +26,6 @@ from prunnet.errors import CheckpointError
 from prunnet.hashing import of_file
 from prunnet.retrieval.search import Features
 from prunnet.storage import is_url, local, upload
-from prunnet.subnetworks import Subnetwork
 
 FORMAT = "prunnet-features"
 IDENTITY = "identity.json"
@@ -44,15 +43,29 @@ class StoredFeatures:
     """What determines them (weights, capacity, mask, calibration, split, preprocessing), and `cost`."""
 
 
-def embed(subnetwork: Subnetwork, images: ImageSet, batch_size: int = 256, *, to: Path | None = None) -> Features:
+class Embedder(Protocol):
+    """A subnetwork, or one that was exported."""
+
+    @property
+    def embedding_dim(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Normalised images [B, C, H, W] -> embeddings [B, embedding_dim], L2-normalised, float32."""
+        ...
+
+
+def embed(subnetwork: Embedder, images: ImageSet, batch_size: int = 256, *, to: Path | None = None) -> Features:
     """Embeddings [n, d] of a test's images; written to a .npy file as they come, where `to` names one.
 
     Images of different sizes (a preprocessing with `long_side`) pass one by one, at each of its `scales`.
     """
-    preprocessing, dim = images.preprocessing, subnetwork.net.spec["embedding_dim"]
+    preprocessing, dim = images.preprocessing, subnetwork.embedding_dim
     shape = (len(images), dim)
     out = np.empty(shape, np.float32) if to is None else np.lib.format.open_memmap(to, "w+", np.float32, shape)
-    device = next(subnetwork.net.parameters()).device
+    device = subnetwork.device
     step = 1 if preprocessing.long_side else batch_size
     parts = [np.arange(start, min(start + step, len(images))) for start in range(0, len(images), step)]
     for indices, pixels in zip(parts, prefetched(images, parts), strict=True):
@@ -61,7 +74,7 @@ def embed(subnetwork: Subnetwork, images: ImageSet, batch_size: int = 256, *, to
     return out
 
 
-def _embedded(subnetwork: Subnetwork, batch: Tensor, preprocessing: Preprocessing) -> Tensor:
+def _embedded(subnetwork: Embedder, batch: Tensor, preprocessing: Preprocessing) -> Tensor:
     if preprocessing.scales == (1.0,):
         return subnetwork.embed(batch)
     total = torch.zeros((), device=batch.device)
@@ -73,7 +86,7 @@ def _embedded(subnetwork: Subnetwork, batch: Tensor, preprocessing: Preprocessin
     return F.normalize(total, dim=1)
 
 
-def embed_test(subnetwork: Subnetwork, test: RetrievalTest, batch_size: int = 256) -> tuple[Features, Features]:
+def embed_test(subnetwork: Embedder, test: RetrievalTest, batch_size: int = 256) -> tuple[Features, Features]:
     """Query and gallery embeddings; one array where the test is leave-one-out."""
     queries = embed(subnetwork, test.queries, batch_size)
     return queries, queries if test.leave_one_out else embed(subnetwork, test.gallery, batch_size)
@@ -105,7 +118,7 @@ def storing(path: Path) -> Iterator[Path]:
 
 def make_features(
     path: Path,
-    subnetwork: Subnetwork,
+    subnetwork: Embedder,
     test: RetrievalTest,
     batch_size: int,
     identity: dict[str, Any],

@@ -1,0 +1,212 @@
+"""What a trained network leaves the house as, and what is done with it elsewhere: export, embed, query.
+
+prunnet export runs/demo --capacity 0.4 --to edge.safetensors      (or edge.onnx, edge.pt2; --precision fp16, int8)
+prunnet export runs/demo --progressive 0.2,0.4,0.6,0.8,1.0 --to all.prunnet
+prunnet embed edge.onnx images/ --out emb/
+prunnet query emb_q emb_g --top 10 --csv answers.csv --sheet answers.png
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from prunnet import data
+from prunnet.atomic import put_in_place
+from prunnet.checkpoint import NETWORK, read_header
+from prunnet.config import Recipe, apply_override, check_capacity, parse_recipe
+from prunnet.data.base import Dataset
+from prunnet.data.transforms import Preprocessing
+from prunnet.embeddings import EmbeddingSet, contact_sheet, embed_folder, write_csv
+from prunnet.embeddings import query as answers_to
+from prunnet.errors import ConfigError, one_line
+from prunnet.export import PRECISIONS, Exported, identity, open_export
+from prunnet.export import export as write
+from prunnet.families import Family
+from prunnet.nested import MAGIC, Nested, ends
+from prunnet.nested import read_header as read_progressive
+from prunnet.plan import allocation_of
+from prunnet.retrieval.features import Embedder, embed_test
+from prunnet.storage import local
+from prunnet.subnetworks import Subnetwork, calibration_loader, subnetwork
+from sweeps.run import absolute_paths
+
+
+@dataclass(frozen=True)
+class Source:
+    """The networks of a run, and the images that they were made for."""
+
+    family: Family
+    recipe: Recipe
+    dataset: Dataset
+
+    @classmethod
+    def of(cls, run: Path, overrides: Sequence[str]) -> Source:
+        """A run's folder or one network's file. `overrides` mend where the data lie: data.root=DIR."""
+        files = sorted(run.glob("model*.safetensors")) if run.is_dir() else [run]
+        if not files:
+            raise ConfigError(f"{str(run)!r} holds no model.safetensors; valid: a run's folder, or a network's file")
+        networks = {file: read_header(file) for file in files}
+        if odd := [str(file) for file, header in networks.items() if header["kind"] != NETWORK]:
+            raise ConfigError(f"{odd[0]!r} is no trained network but a {networks[Path(odd[0])]['kind']} file")
+        named = {_capacity_of(file): file for file in files}
+        family = Family.load(named)
+        trained = family.members[family.top][1]["recipe"]
+        tree: dict[str, Any] = {"data": {**trained["data"], "train_fraction": 1.0}}
+        for override in overrides:
+            apply_override(tree, override)
+        recipe = absolute_paths(parse_recipe(tree))
+        return cls(family, recipe, data.load_for(recipe))
+
+    def cut(self, capacity: float) -> Subnetwork:
+        """A capacity, its BatchNorm re-estimated on training images."""
+        net, header = self.family.members[self.family.serving(check_capacity(capacity))]
+        cut = subnetwork(net, capacity, allocation=allocation_of(header), weights_sha=header["weights_sha"])
+        images = self.recipe.sweep.calibration_images
+        return cut.calibrate(calibration_loader(self.dataset.train, count=images, seed=self.recipe.sweep.seed))
+
+    def identity(self, cut: Subnetwork, precision: str = "fp32") -> dict[str, Any]:
+        """Of a cut's embeddings."""
+        _, header = self.family.members[self.family.serving(cut.capacity)]
+        return identity(cut, self.dataset.preprocessing, header, precision)
+
+
+def _capacity_of(file: Path) -> float:
+    """model.safetensors serves all capacities, model-0.4.safetensors those up to 0.4."""
+    said = file.stem.partition("-")[2]
+    try:
+        return float(said or 1.0)
+    except ValueError:
+        return 1.0
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or a network's file.")],
+    to: Annotated[Path, typer.Option(help="NAME.safetensors, NAME.onnx, NAME.pt2; --progressive: any name.")],
+    capacity: Annotated[float | None, typer.Option(help="Of the subnetwork, 0 to 1.")] = None,
+    progressive: Annotated[str | None, typer.Option(help="Capacities in one file, such as 0.2,0.4,1.0.")] = None,
+    precision: Annotated[str, typer.Option(help=f"{', '.join(PRECISIONS)}.")] = "fp32",
+    measure: Annotated[
+        bool | None, typer.Option(help="Test the file against the dense gallery; the default where precision is lost.")
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. data.root=DIR.")] = None,
+) -> None:
+    if (capacity is None) == (progressive is None):
+        raise ConfigError("one of --capacity and --progressive is needed, such as --capacity 0.4")
+    if precision not in PRECISIONS:
+        raise ConfigError(f"--precision {precision!r}; valid: {', '.join(PRECISIONS)}")
+    console, source = Console(soft_wrap=True), Source.of(run, set_ or [])
+    if progressive is not None:
+        _export_progressive(source, to, progressive, precision, console)
+        return
+    assert capacity is not None
+    cut = source.cut(capacity)
+    write(cut, to, source.identity(cut, precision))
+    console.print(
+        f"{to}: capacity {capacity:g}, {precision}, {to.stat().st_size:,} bytes", markup=False, highlight=False
+    )
+    if measure or (measure is None and precision != "fp32"):
+        _measure(source, cut, open_export(to), console)
+
+
+def _export_progressive(source: Source, to: Path, said: str, precision: str, console: Console) -> None:
+    if precision != "fp32":
+        raise ConfigError(f"--precision {precision!r}: a progressive file is exact, fp32")
+    try:
+        capacities = [float(part) for part in said.split(",")]
+    except ValueError:
+        raise ConfigError(f"--progressive {said!r}; valid: capacities with commas, such as 0.2,0.4,1.0") from None
+    if len(source.family.members) > 1:
+        raise ConfigError("--progressive: these are several networks, whose weights do not nest")
+    cuts = [source.cut(capacity) for capacity in capacities]
+    Nested(cuts).save(to, source.identity(max(cuts, key=lambda cut: cut.capacity)))
+    table = Table("capacity", "its prefix, bytes", "further bytes", box=None)
+    before = 0
+    for capacity, end in ends(to).items():
+        table.add_row(f"{capacity:g}", f"{end:,}", f"{end - before:,}")
+        before = end
+    console.print(table)
+
+
+def _measure(source: Source, cut: Subnetwork, exported: Exported, console: Console) -> None:
+    """The file's embeddings against the gallery that the dense network has embedded; so many points does it cost."""
+    test = source.dataset.split("test")
+    truth = test.truth()
+    _, gallery = embed_test(source.cut(source.family.top), test)
+    table = Table("queries by", "cross mAP", "cross R@1", box=None)
+    found = {}
+    for name, embedder in (("masked network, fp32", cut), ("the file", exported)):
+        found[name] = truth.score(embed_test(embedder, test)[0], gallery)
+        table.add_row(name, *(f"{100 * found[name][key]:.2f}" for key in ("map", "recall_at_1")))
+    console.print(table)
+
+
+def embed(
+    model: Annotated[Path, typer.Argument(help="An export, a progressive file, a saved subnetwork or a network.")],
+    images: Annotated[Path, typer.Argument(help="A folder of images at any depth, or a .zip.")],
+    out: Annotated[Path, typer.Option(help="Folder for the embeddings.")],
+    capacity: Annotated[float | None, typer.Option(help="Of a progressive file; its largest if not said.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
+    skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="Leave them out, by name.")] = False,
+) -> None:
+    console = Console(soft_wrap=True)
+    embedder, said = _opened(model, capacity)
+    preprocessing = Preprocessing.from_json(said["preprocessing"])
+    made, left_out = embed_folder(
+        embedder, images, preprocessing, said, batch_size=batch_size, skip_unreadable=skip_unreadable
+    )
+    path = made.save(out)
+    for name, reason in left_out.items():
+        console.print(f"left out: {name}: {reason}", style="yellow", markup=False)
+    console.print(f"{path}: {len(made.names)} embeddings of length {made.embeddings.shape[1]}", markup=False)
+
+
+def _opened(model: Path, capacity: float | None) -> tuple[Embedder, dict[str, Any]]:
+    """Whatever can embed, and its identity."""
+    start = local(model).open("rb").read(len(MAGIC)) if model.is_file() else b""
+    if start == MAGIC:
+        content = local(model).read_bytes()
+        nested = Nested.read(content, str(model))[0]
+        header, _ = read_progressive(content, str(model))
+        cut = nested.at(nested.capacities[-1] if capacity is None else capacity)
+        own = {"capacity": cut.capacity, "mask_sha": cut.mask_sha, "calibration": cut.calibration}
+        return cut, {**header["identity"], **own}
+    if capacity is not None:
+        raise ConfigError(f"--capacity is for progressive files; {str(model)!r} is not one")
+    exported = open_export(model)
+    return exported, exported.identity
+
+
+def query(
+    queries: Annotated[Path, typer.Argument(metavar="EMB_Q", help="Embeddings of the queries (prunnet embed).")],
+    gallery: Annotated[Path, typer.Argument(metavar="EMB_G", help="Embeddings of the gallery.")],
+    top: Annotated[int, typer.Option(min=1, help="Answers a query.")] = 10,
+    to: Annotated[Path | None, typer.Option("--csv", help="Write all answers there.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet (PNG) there.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Queries on the sheet.")] = 20,
+) -> None:
+    asked, known = EmbeddingSet.load(queries), EmbeddingSet.load(gallery)
+    answers = answers_to(asked, known, top)
+    console = Console(soft_wrap=True)
+    if to is not None:
+        write_csv(answers, to)
+        console.print(f"{to}: {len(answers)} answers", markup=False, highlight=False)
+    if sheet is not None:
+        picture = contact_sheet(asked, known, answers, rows=rows)
+        try:
+            with put_in_place(sheet) as temporary:
+                picture.save(temporary, format="PNG")
+        except OSError as error:
+            raise ConfigError(f"--sheet {str(sheet)!r} cannot be written: {one_line(error)}") from None
+        console.print(f"{sheet}: {min(rows, len(asked.names))} queries", markup=False, highlight=False)
+    if to is None and sheet is None:
+        table = Table("query", "rank", "gallery", "similarity", box=None)
+        for answer in answers:
+            table.add_row(answer.query, str(answer.rank), answer.gallery, f"{answer.similarity:.4f}")
+        console.print(table)
