@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunnet import prunable
-from prunnet.channels import ChannelGraph, Group, trace
+from prunnet.channels import ChannelGraph, Group
 from prunnet.errors import ConfigError, one_line
 from prunnet.nets import RetrievalNet
 
@@ -52,7 +52,7 @@ def compact(cut: Subnetwork, image_size: int | None = None) -> PlainNet:
     """
     net = _plain(cut)
     size = image_size or native_size(cut.net)
-    graph = cut.net.channels.graph if cut.net.channels is not None else _traced(net, size)
+    graph = cut.net.channel_graph(size)
     images = torch.randn(2, net.spec["in_chans"], size, size, generator=torch.Generator().manual_seed(0)).double()
     wanted = F.normalize(net.features(images))
     _cut_out(net, graph, _living(net, graph, images))
@@ -68,10 +68,6 @@ def native_size(net: RetrievalNet) -> int:
     embed = getattr(net.backbone, "patch_embed", None)
     fixed = getattr(embed, "img_size", None)
     return int(fixed[0]) if fixed else 64
-
-
-def _traced(net: RetrievalNet, size: int) -> ChannelGraph:
-    return trace(net, net.features, torch.zeros(1, net.spec["in_chans"], size, size).to(net.neck[0].weight))  # type: ignore[arg-type]
 
 
 def _plain(cut: Subnetwork) -> RetrievalNet:

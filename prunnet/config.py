@@ -240,6 +240,10 @@ class SweepConfig(Section):
     calibration_images: Positive = 1024
     masks: Literal["scores", "random"] = "scores"
     """random: the control; masks of the same sizes drawn at random instead of by the learned scores."""
+    measure: Literal["off", "eager", "compile", "onnxruntime"] = "off"
+    """Also measure latency, size and peak memory of each capacity's compact network, on the machine of the driver,
+    before the evaluation begins."""
+    measure_threads: Positive = 1
     batch_size: Positive = 256
     seed: int = 0
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import datetime
 import functools
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,8 @@ class Plan:
     git_commit: str | None
     sweep_id: str
     device: str
+    measured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Key of features -> measured columns of its subnetwork, where there are any."""
 
 
 class Evaluator:
@@ -166,6 +168,7 @@ class Evaluator:
                     "runtime": f"torch {torch.__version__}",
                     "git_commit": self.plan.git_commit,
                     "sweep_id": self.plan.sweep_id,
+                    **self.plan.measured.get(unit.query, {}),
                     "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 }
             )

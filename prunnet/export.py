@@ -216,7 +216,7 @@ def _plain(cut: Subnetwork, said: dict[str, Any]) -> tuple[nn.Module, Tensor]:
 def _write_onnx(cut: Subnetwork, path: Path, said: dict[str, Any]) -> None:
     onnx = _onnx("onnx")
     net, images = _plain(cut, said)
-    with put_in_place(path) as temporary, _quiet():
+    with put_in_place(path) as temporary, quiet():
         program = torch.onnx.export(
             net,
             (images,),
@@ -282,7 +282,7 @@ def _onnx(name: str) -> Any:
 def _write_program(cut: Subnetwork, path: Path, said: dict[str, Any]) -> None:
     net, images = _plain(cut, said)
     batch = {"images": {0: torch.export.Dim("batch")}}
-    with put_in_place(path) as temporary, _quiet():
+    with put_in_place(path) as temporary, quiet():
         program = torch.export.export(net, (images,), dynamic_shapes=batch)
         stamp = hashing.canonical_json({**said, "content": _program_content(program)})
         with temporary.open("wb") as file:
@@ -298,7 +298,7 @@ def _read_program(path: Path) -> Exported:
                 raise CheckpointError(f"{str(path)!r} is damaged: {bad} does not have the checksum beside it")
             if not any(name.endswith(_JSON) for name in archive.namelist()):
                 raise CheckpointError(f"{str(path)!r} is not an export of prunnet's: it carries no identity")
-        with _quiet():
+        with quiet():
             program = torch.export.load(path, extra_files=extra)
     except CheckpointError:
         raise
@@ -330,7 +330,7 @@ def _checked(path: Path, stamped: str | None, content: Callable[[], str]) -> dic
     return said
 
 
-class _quiet(warnings.catch_warnings):
+class quiet(warnings.catch_warnings):
     """The exporters talk much of their own matters."""
 
     def __enter__(self) -> None:

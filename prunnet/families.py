@@ -105,10 +105,28 @@ class Family:
         return min(larger)
 
     @classmethod
+    def of_run(cls, run: Path) -> Family:
+        """The networks of a run's folder, or that of one file; CheckpointError where there are none."""
+        files = sorted(run.glob("model*.safetensors")) if run.is_dir() else [run]
+        if not files:
+            raise CheckpointError(
+                f"{str(run)!r} holds no model.safetensors; valid: a run's folder, or a network's file"
+            )
+        return cls.load({_capacity_of(file): file for file in files})
+
+    @classmethod
     def load(cls, files: Mapping[float, Path], old: str | None = None) -> Family:
         """The networks of some files, and the old one where it is a whole network's file."""
         known = load_network(old) if old and kind_of(old) == NETWORK else None
         return cls({capacity: load_network(path) for capacity, path in files.items()}, known)
+
+
+def _capacity_of(file: Path) -> float:
+    """Whose network a file of `Stage.file` is: model.safetensors serves all capacities."""
+    try:
+        return float(file.stem.partition("-")[2] or 1.0)
+    except ValueError:
+        return 1.0
 
 
 def make_trainer(recipe: Recipe, dataset: Dataset, device: torch.device | str = "cpu") -> Trainer:

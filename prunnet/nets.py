@@ -18,6 +18,7 @@ from prunnet.storage import local, place
 
 if TYPE_CHECKING:
     from prunnet.channel_scores import Channels
+    from prunnet.channels import ChannelGraph
 
 _REFUSED = "checkpoint_path pretrained pretrained_cfg pretrained_cfg_overlay cache_dir features_only"
 REFUSED_OPTIONS = frozenset(_REFUSED.split())
@@ -104,6 +105,7 @@ class RetrievalNet(nn.Module):
             self.classifier = nn.Linear(embedding_dim, classes)
         self.channels: Channels | None = None
         """Scores and groups of granularity `channel`."""
+        self._graph: ChannelGraph | None = None
         if scored and by_channel:
             from prunnet.channel_scores import Channels
 
@@ -116,6 +118,18 @@ class RetrievalNet(nn.Module):
     def granularity(self) -> str:
         """What one score stands for."""
         return self.spec.get("granularity", "weight")
+
+    def channel_graph(self, image_size: int) -> ChannelGraph:
+        """Which channels are tied to each other (`prunnet.channels`), traced once."""
+        if self.channels is not None:
+            return self.channels.graph
+        if self._graph is None:
+            from prunnet.channels import trace
+
+            like = next(self.parameters())
+            image = torch.zeros(1, self.spec["in_chans"], image_size, image_size, dtype=like.dtype, device=like.device)
+            self._graph = trace(self, self.features, image)
+        return self._graph
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] -> logits [B, classes]."""

@@ -22,6 +22,7 @@ from prunnet.nets import RetrievalNet
 from prunnet.results import features_key, row_key
 from prunnet.subnetworks import calibration_indices
 
+_MEASURING = ("measure", "measure_threads")
 Keep = tuple[tuple[str, float], ...]
 
 
@@ -158,7 +159,7 @@ def identity_columns(recipe: Recipe, family: Family, dataset: Dataset, trial: st
         "trained": {**trained, "data": portable(trained["data"])},
         "workers": header["workers"],
         "data": portable(recipe.data.model_dump(mode="json")),
-        "sweep": portable(sweep.model_dump(mode="json", exclude={"capacities", "gallery"})),
+        "sweep": portable(sweep.model_dump(mode="json", exclude={"capacities", "gallery", *_MEASURING})),
     }
     return {
         "status": "complete",

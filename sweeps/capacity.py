@@ -18,6 +18,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,8 +38,11 @@ from prunnet.checkpoint import load_network
 from prunnet.config import Recipe, load_recipe
 from prunnet.data.base import Dataset
 from prunnet.errors import DataWarning
+from prunnet.evaluation import FeaturesUnit, Plan
 from prunnet.families import Family, finished, fitting, make_net, stages
-from prunnet.plan import Units, evaluation_plan, network_arrays, plan_units
+from prunnet.latency import measure
+from prunnet.plan import Units, allocation_of, evaluation_plan, network_arrays, plan_units
+from prunnet.subnetworks import subnetwork
 from prunnet.training import steps_per_epoch
 from sweeps.run import Run, absolute_paths, git_commit, one_line_errors, open_run
 
@@ -117,6 +121,7 @@ def evaluate_missing(
     features = units.needed_features(missing)
     split = dataset.split(recipe.sweep.split)
     plan = evaluation_plan(recipe, family, features=run.features, results=run.results, git_commit=git_commit())
+    plan = with_measured(plan, recipe, family, features, console.print)
     with session(recipe.cluster), bar(console) as progress:
         tasks = {
             "features": progress.add_task("capacities", total=len(features), note=""),
@@ -134,6 +139,22 @@ def evaluate_missing(
         remaining: Callable[[set[str]], Any] = lambda lost: units.missing_tests(finished, lost)  # noqa: E731
         subject = Subject.put(plan, network_arrays(family), units.calibration, split)
         return evaluate(subject, features, remaining, recipe.cluster, report_progress)
+
+
+def with_measured(
+    plan: Plan, recipe: Recipe, family: Family, units: list[FeaturesUnit], say: Callable[[str], object]
+) -> Plan:
+    """The plan with latency, size and memory of every subnetwork, where the recipe asks for them: measured on this
+    machine, one after the other, before anybody else is at work on it."""
+    how, threads = recipe.sweep.measure, recipe.sweep.measure_threads
+    costs = {}
+    for unit in units if how != "off" else []:
+        net, header = family.everyone()[unit.member]
+        cut = subnetwork(net, unit.capacity, allocation=allocation_of(header))
+        taken = measure(cut, plan.preprocessing, runtime=how, threads=threads)
+        costs[unit.key] = asdict(taken)
+        say(f"capacity {unit.capacity:g}: {taken.latency_ms_b1:.2f} ms an image, {taken.bytes_on_disk:,} bytes")
+    return replace(plan, measured=costs)
 
 
 def conclude(recipe: Recipe, run: Run, units: Units, failures: list[tuple[float, str]], console: Console) -> None:

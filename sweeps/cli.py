@@ -15,7 +15,7 @@ from rich.console import Console
 
 from prunnet.errors import PrunnetError
 from prunnet.results import best_under
-from sweeps import ablation, capacity, doctor, evaluate, export, layerwise, pack, search
+from sweeps import ablation, capacity, cost, doctor, evaluate, export, layerwise, pack, search
 from sweeps.run import Run
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
@@ -41,6 +41,7 @@ app.command("embed", help="Embed a folder of images. Example: prunnet embed edge
 app.command(
     "query", help="Retrieval between embeddings. Example: prunnet query emb_q emb_g --top 10 --sheet found.png"
 )(export.query)
+app.command("cost", help="What capacities cost on this device. Example: prunnet cost runs/demo --threads 2")(cost.main)
 app.add_typer(doctor.app, name="doctor")
 
 

@@ -19,7 +19,6 @@ from rich.table import Table
 
 from prunnet import data
 from prunnet.atomic import put_in_place
-from prunnet.checkpoint import NETWORK, read_header
 from prunnet.config import Recipe, apply_override, check_capacity, parse_recipe
 from prunnet.data.base import Dataset
 from prunnet.data.transforms import Preprocessing
@@ -49,14 +48,7 @@ class Source:
     @classmethod
     def of(cls, run: Path, overrides: Sequence[str]) -> Source:
         """A run's folder or one network's file. `overrides` mend where the data lie: data.root=DIR."""
-        files = sorted(run.glob("model*.safetensors")) if run.is_dir() else [run]
-        if not files:
-            raise ConfigError(f"{str(run)!r} holds no model.safetensors; valid: a run's folder, or a network's file")
-        networks = {file: read_header(file) for file in files}
-        if odd := [str(file) for file, header in networks.items() if header["kind"] != NETWORK]:
-            raise ConfigError(f"{odd[0]!r} is no trained network but a {networks[Path(odd[0])]['kind']} file")
-        named = {_capacity_of(file): file for file in files}
-        family = Family.load(named)
+        family = Family.of_run(run)
         trained = family.members[family.top][1]["recipe"]
         tree: dict[str, Any] = {"data": {**trained["data"], "train_fraction": 1.0}}
         for override in overrides:
@@ -75,15 +67,6 @@ class Source:
         """Of a cut's embeddings."""
         _, header = self.family.members[self.family.serving(cut.capacity)]
         return identity(cut, self.dataset.preprocessing, header, precision)
-
-
-def _capacity_of(file: Path) -> float:
-    """model.safetensors serves all capacities, model-0.4.safetensors those up to 0.4."""
-    said = file.stem.partition("-")[2]
-    try:
-        return float(said or 1.0)
-    except ValueError:
-        return 1.0
 
 
 def export(

@@ -1,0 +1,72 @@
+"""What the capacities of a trained network cost on this device, measured.
+
+prunnet cost runs/demo
+prunnet cost runs/demo --capacity 1.0 --capacity 0.5 --runtime onnxruntime --threads 2
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from prunnet.config import check_capacity
+from prunnet.data.transforms import Preprocessing
+from prunnet.errors import ConfigError
+from prunnet.families import Family
+from prunnet.latency import RUNTIMES, SECONDS, measure
+from prunnet.plan import allocation_of
+from prunnet.subnetworks import subnetwork
+
+USUAL = (1.0, 0.8, 0.6, 0.4, 0.2)
+
+
+def main(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or a network's file.")],
+    capacity: Annotated[list[float] | None, typer.Option(help="Each that is to be measured; five if not said.")] = None,
+    runtime: Annotated[str, typer.Option(help=f"{', '.join(RUNTIMES)}.")] = "eager",
+    threads: Annotated[int, typer.Option(min=1, help="Of the runtime.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, or cuda where there is a GPU.")] = "cpu",
+    seconds: Annotated[float, typer.Option(min=0.01, help="How long each is repeated, at least.")] = SECONDS,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a capacity.")] = False,
+) -> None:
+    family = Family.of_run(run)
+    console = Console(soft_wrap=True)
+    table = Table("capacity", "MMACs", "compact", "bytes", "ms, batch 1", "ms, batch 32", "peak MB", box=None)
+    for wanted in capacity or USUAL:
+        net, header = family.members[family.serving(check_capacity(wanted))]
+        if header.get("preprocessing") is None:
+            raise ConfigError(f"{str(run)!r} does not say what its images are like")
+        preprocessing = Preprocessing.from_json(header["preprocessing"])
+        cut = subnetwork(net, wanted, allocation=allocation_of(header), weights_sha=header["weights_sha"])
+        ideal = cut.cost(preprocessing.image_size)
+        found = measure(_on(cut, device), preprocessing, runtime=runtime, threads=threads, seconds=seconds)
+        if as_json:
+            typer.echo(json.dumps({"capacity": wanted, **asdict(ideal), **asdict(found)}))
+            continue
+        table.add_row(
+            f"{wanted:g}",
+            f"{ideal.macs / 1e6:.2f}",
+            f"{ideal.macs_dense_equivalent / 1e6:.2f}",
+            f"{found.bytes_on_disk:,}",
+            f"{found.latency_ms_b1:.2f} ± {found.latency_spread_ms:.2f}",
+            f"{found.latency_ms_b32:.1f}",
+            "-" if found.peak_bytes is None else f"{found.peak_bytes / 1e6:.1f}",
+        )
+    if not as_json:
+        console.print(table)
+        console.print(
+            f"{found.runtime}, {found.device}, {threads} threads, {preprocessing.image_size} px", markup=False
+        )
+
+
+def _on(cut, device: str):  # type: ignore[no-untyped-def]
+    try:
+        return cut.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {device!r} cannot be used: {str(error).splitlines()[0][:120]}") from None

@@ -1,0 +1,120 @@
+"""Measured cost: what is timed is the compact network, and what is said of it is said with runtime, threads and
+device."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from prunnet.checkpoint import save_network
+from prunnet.data.transforms import Preprocessing
+from prunnet.errors import ConfigError
+from prunnet.latency import measure, time_of
+from prunnet.subnetworks import subnetwork
+from sweeps.cli import app
+from tests.conftest import tiny_net
+
+PREPROCESSING = Preprocessing(16, 16, 1, False, (0.5,), (0.5,))
+
+
+class Slow(nn.Module):
+    """Multiplies matrices, so many times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        for _ in range(self.times):
+            images = images @ images / images.norm()
+        return images
+
+
+def test_twice_the_work_takes_about_twice_the_time() -> None:
+    images = torch.randn(256, 256)
+    one, three = (time_of(Slow(times), images, threads=1, seconds=0.3) for times in (10, 30))
+    assert 1.8 < three.median_ms / one.median_ms < 5
+    assert one.runs > three.runs
+
+
+@pytest.mark.parametrize("runtime", ["eager", "onnxruntime"])
+def test_a_cut_is_measured_with_its_runtime_named(runtime: str) -> None:
+    net = tiny_net(granularity="channel", image_size=16, channel_multiple=2)
+    dense, small = (
+        measure(subnetwork(net, c), PREPROCESSING, runtime=runtime, seconds=0.02, peak=c < 1) for c in (1.0, 0.2)
+    )
+    assert small.bytes_on_disk < 0.4 * dense.bytes_on_disk
+    assert 0 < small.latency_ms_b1 < small.latency_ms_b32
+    assert runtime in small.runtime
+    assert (small.threads, small.device) == (1, "cpu")
+    assert dense.peak_bytes is None
+    assert small.peak_bytes is None or small.peak_bytes > 32 * 4 * 16 * 16  # a batch of images at least
+
+
+def test_an_unknown_runtime_is_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown runtime 'tflite'; valid: compile, eager, onnxruntime"):
+        measure(subnetwork(tiny_net(), 0.5), PREPROCESSING, runtime="tflite")
+
+
+def test_cost_from_the_command_line(tmp_path: Path) -> None:
+    save_network(tmp_path / "model.safetensors", tiny_net(), PREPROCESSING)
+    words = ["cost", str(tmp_path), "--capacity", "1.0", "--capacity", "0.4", "--seconds", "0.02", "--json"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in result.output.splitlines() if line.startswith("{")]
+    assert [row["capacity"] for row in rows] == [1.0, 0.4]
+    assert rows[1]["macs"] < rows[0]["macs"]
+    assert rows[1]["bytes_on_disk"] < rows[0]["bytes_on_disk"]
+    nowhere = CliRunner().invoke(app, ["cost", str(tmp_path / "none")])
+    assert "is not a file" in str(nowhere.exception)
+    device = CliRunner().invoke(app, ["cost", str(tmp_path), "--device", "abacus"])
+    assert "--device 'abacus' cannot be used" in str(device.exception)
+
+
+def test_a_sweep_fills_the_measured_columns(tmp_path: Path) -> None:
+    """Without Ray: what the driver measures lands in the rows of its subnetwork."""
+    from prunnet import data, results
+    from prunnet.config import parse_recipe
+    from prunnet.evaluation import evaluate_here
+    from prunnet.families import Family, train_here
+    from prunnet.plan import evaluation_plan, network_arrays, plan_units
+    from sweeps.capacity import with_measured
+    from tests.conftest import image_folder
+
+    image_folder(tmp_path / "images")
+    recipe = parse_recipe(
+        {
+            "data": {"name": "imagefolder", "root": str(tmp_path / "images"), "image_size": 16},
+            "model": {"options": {"channels": [8, 8, 16, 32]}, "stem": "released", "embedding_dim": 16},
+            "train": {
+                "epochs": 1,
+                "batch_size": 8,
+                "precision": "fp32",
+                "granularity": "channel",
+                "channel_multiple": 2,
+            },
+            "sweep": {"capacities": [1.0, 0.3], "measure": "eager", "measure_threads": 2},
+        }
+    )
+    dataset = data.load_for(recipe)
+    train_here(recipe, dataset, tmp_path / "model.safetensors")
+    family = Family.of_run(tmp_path)
+    units = plan_units(recipe, family, dataset)
+    missing = units.missing_tests(set())
+    features = units.needed_features(missing)
+    plan = evaluation_plan(recipe, family, features=tmp_path / "features", results=tmp_path / "results")
+    plan = with_measured(plan, recipe, family, features, lambda line: None)
+    evaluate_here(plan, network_arrays(family), units.calibration, dataset.split("test"), features, missing)
+    rows = results.read(tmp_path / "results").to_pylist()
+    assert len(rows) == 4
+    assert all(row["granularity"] == "channel" and row["capacity_unit"] == "macs" for row in rows)
+    assert all(row["latency_ms_b1"] > 0 and row["latency_ms_b32"] > 0 and row["threads"] == 2 for row in rows)
+    sizes = {row["query_capacity"]: row["bytes_on_disk"] for row in rows}
+    assert sizes[0.3] < sizes[1.0]
+    kept = {row["query_capacity"]: (row["macs"], row["macs_dense_equivalent"]) for row in rows}
+    assert kept[0.3][0] == kept[0.3][1]  # a channel cut is dense
