@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ class Frame:
         table = read(folder)
         return cls((table if keys is None else select(table, keys)).to_pylist())
 
-    @property
+    @cached_property
     def metric(self) -> str:
         """The column that the benchmark ranks by: GLDv2's mAP@100, everybody else's mAP."""
         protocols = {row.get("protocol") for row in self.rows}
@@ -35,20 +36,25 @@ class Frame:
         medium = {row.get("protocol") for row in self.rows} == {"revisited"}
         return {"map": "mAP (Medium)" if medium else "mAP", "map_at_100": "mAP@100"}[self.metric]
 
-    @property
+    @cached_property
     def capacities(self) -> list[float]:
         """Query capacities, largest first."""
         return sorted({row["query_capacity"] for row in self.rows}, reverse=True)
 
     def get(self, query: float, gallery: float, source: str = "own") -> dict[str, Any] | None:
         """The row of one test; `source` "old" is the gallery of the network that was to be matched."""
-        for row in self.rows:
-            found = (row["query_capacity"], row["gallery_capacity"], row["gallery_source"] or "own")
-            if found == (query, gallery, source):
-                return row
-        return None
+        return self._by_test.get((query, gallery, source))
 
-    @property
+    @cached_property
+    def _by_test(self) -> dict[tuple[float, float, str], dict[str, Any]]:
+        """The first row of each test."""
+        found: dict[tuple[float, float, str], dict[str, Any]] = {}
+        for row in self.rows:
+            key = (row["query_capacity"], row["gallery_capacity"], row["gallery_source"] or "own")
+            found.setdefault(key, row)
+        return found
+
+    @cached_property
     def has_old_gallery(self) -> bool:
         """Whether some test searches the gallery of an old network."""
         return any(row["gallery_source"] == "old" for row in self.rows)

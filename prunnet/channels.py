@@ -184,7 +184,7 @@ class _Tracer:
             return torch.zeros(len(self.images), given.shape[axis], dtype=torch.bool)
         if given.shape[0] % len(self.images):
             return torch.ones(len(self.images), given.shape[axis], dtype=torch.bool)
-        return holds.movedim(axis, -1).reshape(len(self.images), -1, given.shape[axis]).any(1)
+        return holds.movedim(axis, -1).reshape(len(self.images), -1, given.shape[axis]).any(1).cpu()
 
     @contextmanager
     def _answering(self, source: str | None) -> Iterator[None]:

@@ -260,8 +260,11 @@ def integrate_layers(
     weighting: str,
     exponent: float,
     given: Tensor | None = None,
-) -> None:
+) -> Tensor | None:
     """Integrates weight and score gradients of all layers; `integrate` of each tensor, in the same numbers.
+
+    Returns how often the weights' gradients conflict: [layers], the share of pairs of passes and blocks whose inner
+    product is negative; None where nothing had to be looked at (a plain sum).
 
     `orders` holds one permutation a layer, for its weights and its scores; either all layers have scores of their
     own, or
@@ -270,7 +273,7 @@ def integrate_layers(
     """
     kinds = 1 if layers[0].score is None else 2
     assert all((layer.score is None) == (kinds == 1) for layer in layers)
-    coefficients = _layer_coefficients(
+    coefficients, conflicts = _layer_coefficients(
         layers,
         orders,
         block,
@@ -285,20 +288,28 @@ def integrate_layers(
             layer.weight_grad[part] = sums[:, 0]
             if factor is not None and layer.score_grad is not None:
                 torch.mul(sums[:, 1], factor, out=layer.score_grad[part])
+    return conflicts
 
 
 def _layer_coefficients(
     layers: Sequence[LayerRows], orders: Sequence[Sequence[int]], block: str, kinds: int, options: dict[str, Any]
-) -> list[Tensor]:
-    """Coefficients [B or 1, M] of each layer's weights and (two kinds) scores in turn."""
+) -> tuple[list[Tensor], Tensor | None]:
+    """(coefficients [B or 1, M] of each layer's weights and (two kinds) scores in turn, share of conflicts a layer)."""
     if options["projection"] == "none" and options["weighting"] == "mean":  # the plain sum: nothing to look at
         device = layers[0].weight.device
-        return [torch.ones(1, layer.count, device=device) for layer in layers for _ in range(kinds)]
+        return [torch.ones(1, layer.count, device=device) for layer in layers for _ in range(kinds)], None
     grams = [gram for layer in layers for gram in _grams(layer, block)]
+    conflicts = torch.stack([_conflicting(gram) for gram in grams[::kinds]])
     if block == "network":  # all weights are one block, all scores another
         whole = [torch.stack(grams[kind::kinds]).sum(0) for kind in range(kinds)]
-        return combine(whole, [orders[0]] * kinds, **options) * len(layers)
-    return combine(grams, [order for order in orders for _ in range(kinds)], **options)
+        return combine(whole, [orders[0]] * kinds, **options) * len(layers), conflicts
+    return combine(grams, [order for order in orders for _ in range(kinds)], **options), conflicts
+
+
+def _conflicting(gram: Tensor) -> Tensor:
+    """Share of pairs of rows, over all blocks [B, M, M], that point against each other."""
+    count = gram.shape[-1]
+    return (gram < 0).sum() / max(1, len(gram) * count * (count - 1))
 
 
 def _grams(layer: LayerRows, block: str) -> list[Tensor]:

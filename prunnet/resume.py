@@ -60,6 +60,7 @@ def restore(folder: str | Path, trainer: Trainer, recipe: Recipe) -> None:
     )
     trainer.progress.step = header["step"]
     trainer.progress.history = header["history"]
+    trainer.progress.conflicts = header.get("conflicts", [{} for _ in header["history"]])
 
 
 def export(folder: str | Path, recipe: Recipe, model_path: str | Path) -> None:
@@ -77,6 +78,7 @@ def export(folder: str | Path, recipe: Recipe, model_path: str | Path) -> None:
         workers=recipe.cluster.workers,
         class_names=header["class_names"],
         history=history,
+        conflicts=header.get("conflicts", []),
         epoch=int(history[-1]["epoch"]),
         images_seen=int(history[-1]["images_seen"]),
         train_seconds=sum(entry["seconds"] for entry in history),
@@ -105,4 +107,5 @@ def _header(trainer: Trainer, recipe: Recipe, class_names: Sequence[str]) -> dic
         "workers": trainer.reducer.world,
         "step": trainer.progress.step,
         "history": trainer.progress.history,
+        "conflicts": trainer.progress.conflicts,
     }

@@ -41,6 +41,8 @@ class Progress:
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     """One entry an epoch: epoch, seconds, images_seen, loss of each capacity."""
+    conflicts: list[dict[str, float]] = field(default_factory=list)
+    """One entry an epoch: layer -> share of pairs of passes whose gradients conflicted (empty where nobody looked)."""
 
 
 class Trainer:
@@ -135,6 +137,7 @@ class Trainer:
                 if after_step is not None:
                     after_step(self)
             self.progress.history.append(self._summary(epoch, losses, time.perf_counter() - started))
+            self.progress.conflicts.append(self.objective.conflicts())
             if after_epoch is not None:
                 after_epoch(self)
         return self.progress.history

@@ -32,7 +32,7 @@ from cluster.evaluation import Subject, evaluate
 from cluster.progress import bar
 from cluster.session import session
 from cluster.training import train
-from prunnet import data, results
+from prunnet import data, prunable, results
 from prunnet.atomic import put_in_place, write_text
 from prunnet.checkpoint import load_network
 from prunnet.config import Recipe, load_recipe
@@ -64,7 +64,7 @@ def sweep(recipe: Recipe, *, fresh: bool = False, console: Console | None = None
         family = trained_networks(recipe, run, dataset, console)
         units = plan_units(recipe, family, dataset)
         failures = evaluate_missing(recipe, run, dataset, family, units, console)
-        conclude(recipe, run, units, failures, console)
+        conclude(recipe, run, family, units, failures, console)
     return 1 if failures else 0
 
 
@@ -157,11 +157,24 @@ def with_measured(
     return replace(plan, measured=costs)
 
 
-def conclude(recipe: Recipe, run: Run, units: Units, failures: list[tuple[float, str]], console: Console) -> None:
+def conclude(
+    recipe: Recipe, run: Run, family: Family, units: Units, failures: list[tuple[float, str]], console: Console
+) -> None:
     """Records what the sweep consists of and what failed; prints the table, draws the front, writes the report."""
     run.write_recipe(recipe)
-    run.write_manifest({"name": recipe.name, "unit_keys": list(units.tests), "failures": failures})
+    told = {"name": recipe.name, "unit_keys": list(units.tests), "failures": failures}
+    run.write_manifest({**told, **training_told(recipe, family)})
     draw(run, console)
+
+
+def training_told(recipe: Recipe, family: Family) -> dict[str, Any]:
+    """What the report says beside the tests: what each capacity keeps of each layer, losses and conflicts by epoch."""
+    net, header = family.members[family.top]
+    kept = {}
+    for capacity in (c for c in recipe.sweep.capacities if prunable.layers(net) and c <= family.top):
+        cut = subnetwork(net, capacity, allocation=allocation_of(header), weights_sha=header["weights_sha"])
+        kept[f"{capacity:g}"] = {name: float(mask.float().mean()) for name, mask in cut.masks.items()}
+    return {"kept": kept, "history": header["history"], "conflicts": header.get("conflicts", [])}
 
 
 def draw(run: Run, console: Console) -> None:
@@ -182,6 +195,7 @@ def draw(run: Run, console: Console) -> None:
             command=f"python sweeps/capacity.py --recipe {run.recipe}",
             recipe=run.recipe.read_text(encoding="utf-8"),
             failures=failures,
+            **{name: manifest[name] for name in ("kept", "history", "conflicts") if name in manifest},
         )
         write_text(run.folder / "report.html", page)
         for what, path in (("results", run.results), ("front", run.folder / "pareto.png")):

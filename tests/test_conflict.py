@@ -192,3 +192,19 @@ def test_the_releases_epsilon_weakens_projection_of_small_kernels() -> None:
 def test_unknown_variants_are_refused(arguments: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         integrate(torch.randn(3, 2, 2), **arguments)  # type: ignore[arg-type]
+
+
+def test_it_says_how_often_gradients_conflict() -> None:
+    """Two passes in full conflict on one layer, in none on the other."""
+    up = torch.ones(3, 4, dtype=torch.float64)
+    rows = [torch.stack([up, -up], dim=1), torch.stack([up, 2 * up], dim=1)]  # [kernels, passes, weights]
+    layers = [
+        LayerRows(filling(r.transpose(0, 1)), 2, up.clone(), torch.empty_like(up), up.clone(), torch.empty_like(up))
+        for r in rows
+    ]
+    options = {"projection": "last", "block": "kernel", "exponent": 0.5}
+    shares = integrate_layers(layers, [[0, 1], [0, 1]], weighting="cosine", **options)
+    assert shares is not None
+    assert shares.tolist() == [1.0, 0.0]
+    options["projection"] = "none"
+    assert integrate_layers(layers, [[0, 1], [0, 1]], weighting="mean", **options) is None

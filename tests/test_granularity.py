@@ -148,7 +148,7 @@ def test_subnetworks_nest_and_spend_about_what_they_may(one: float, other: float
     whole = sum(macs[name] for name in prunable.layers(CHANNELS))
     for cut in (small, large):
         spent = sum(macs[n] * float(cut.masks[n].float().mean()) for n in prunable.layers(CHANNELS))
-        assert spent / whole == pytest.approx(cut.capacity, abs=0.05)
+        assert spent / whole == pytest.approx(cut.capacity, abs=0.1)
 
 
 @pytest.mark.parametrize("multiple", [1, 2, 4])

@@ -86,6 +86,11 @@ class Objective:
         if self.term is not None:
             self.term.start_epoch(epoch)
 
+    def conflicts(self) -> dict[str, float]:
+        """Layer -> share of pairs of passes whose gradients conflicted, over the steps since it was asked last; empty
+        where a method does not look."""
+        return {}
+
     def parameters(self) -> dict[str, nn.Parameter]:
         """What is learned beside the network, by name; the optimiser steps it without weight decay."""
         return {}

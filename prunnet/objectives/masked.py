@@ -53,6 +53,7 @@ class Masked(Objective):
         }
         """Shared weights that read what a mask cuts (granularity `channel`): masked, too, and trained by the main
         pass."""
+        self._conflicts: list[Tensor] = []
         self._both = Both(net)
         self._threads = ThreadPoolExecutor(torch.get_num_threads())
 
@@ -65,6 +66,10 @@ class Masked(Objective):
     def masked(self) -> list[float]:
         """Capacities of the passes that are masked, in their order: all but a dense main pass."""
         return [capacity for capacity in self.capacities if capacity < 1.0]
+
+    def conflicts(self) -> dict[str, float]:
+        seen, self._conflicts = self._conflicts, []
+        return dict(zip(self.weights, torch.stack(seen).mean(0).tolist(), strict=True)) if seen else {}
 
     def draw(self, step: int) -> list[float]:
         """Capacities of a step's passes, the main one first; a function of the step alone."""
@@ -144,7 +149,9 @@ class Masked(Objective):
         block = self.config.block or "tensor"
         orders = [torch.randperm(len(passes), generator=generator).tolist() for _ in self.weights]
         layers = [self._layer_rows(name, [gradients[name] for gradients in named]) for name in self.weights]
-        integrate_layers(layers, orders, block=block, given=weights, **options)
+        conflicts = integrate_layers(layers, orders, block=block, given=weights, **options)
+        if conflicts is not None:
+            self._conflicts.append(conflicts)
         if not self.selection.fused:
             order = torch.randperm(len(passes), generator=generator).tolist()
             self._integrate_scores(named, block, {**options, "order": order, "weights": weights})
