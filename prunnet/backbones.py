@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from prunnet import prunable
+from prunnet.channels import ChannelGraph
 from prunnet.config import ModelConfig
 from prunnet.cost import layer_macs
 from prunnet.errors import ConfigError
@@ -83,6 +84,14 @@ def inspect_backbone(model: ModelConfig, image_size: int = 224, in_chans: int = 
             what = f"{type(owner).__name__}.{name.rpartition('.')[2]}" if name.startswith("backbone.") else "neck"
             dense[what] = dense.get(what, 0) + parameter.numel()
     return BackboneFacts(layers, dense, sum(macs.values()), _widths(model, image_size, in_chans))
+
+
+def inspect_channels(model: ModelConfig, image_size: int = 224, in_chans: int = 3) -> ChannelGraph:
+    """Which channels of a timm backbone are tied to each other, and which can never be cut, with the reason."""
+    net = RetrievalNet.from_config(
+        model, classes=2, in_chans=in_chans, score_init="constant", seed=0, image_size=image_size
+    )
+    return net.channel_graph(image_size)
 
 
 def kind_of(layer: nn.Module) -> str:

@@ -54,11 +54,22 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
 def best(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
     macs: Annotated[float | None, typer.Option(help="At most so many MACs an image.")] = None,
+    max_bytes: Annotated[float | None, typer.Option("--bytes", help="At most so many on disk (measured).")] = None,
+    latency_ms: Annotated[float | None, typer.Option(help="At most so many milliseconds an image (measured).")] = None,
     min_recall: Annotated[float | None, typer.Option(help="At least this recall_at_1, 0 to 1.")] = None,
     metric: Annotated[str, typer.Option(help="What is to be best.")] = "map",
 ) -> None:
-    row = best_under(Run(run).results, macs=macs, min_recall=min_recall, metric=metric)
+    row = best_under(
+        Run(run).results,
+        macs=macs,
+        bytes_on_disk=max_bytes,
+        latency_ms=latency_ms,
+        min_recall=min_recall,
+        metric=metric,
+    )
     typer.echo(json.dumps({name: value for name, value in row.items() if value is not None}, indent=1))
+    ship = f"prunnet export {run} --capacity {row['query_capacity']:g} --to edge.onnx"
+    Console(stderr=True, soft_wrap=True).print(f"to ship it: {ship}", markup=False, highlight=False)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cluster.progress import bar
 from prunnet import data as datasets
-from prunnet.backbones import NAMED, inspect_backbone
+from prunnet.backbones import NAMED, inspect_backbone, inspect_channels
 from prunnet.config import apply_override, parse_recipe
 from prunnet.data.files import unreadable
 
@@ -29,6 +29,7 @@ def backbone(
     image_size: Annotated[int, typer.Option(help="Pixels, for the MACs.")] = 224,
     channels: Annotated[int, typer.Option(help="1 or 3.")] = 3,
     layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
+    ties: Annotated[bool, typer.Option("--ties", help="Trace which channels are tied: seconds to a minute.")] = False,
 ) -> None:
     console = Console(soft_wrap=True)
     facts = inspect_backbone(parse_recipe({"model": {"backbone": name}}).model, image_size, channels)
@@ -51,7 +52,23 @@ def backbone(
     share = total[2] / facts.macs_total
     console.print(f"{share:.1%} of {facts.macs_total / 1e6:.1f} MMACs at {image_size} px can be pruned")
     console.print(f"switchable widths: {facts.widths or 'yes'}", markup=False)
+    if ties:
+        _ties(name, image_size, channels, console)
     console.print("in the conformance suite" if name in NAMED else f"not in the conformance suite: {', '.join(NAMED)}")
+
+
+def _ties(name: str, image_size: int, channels: int, console: Console) -> None:
+    """Groups of channels that are cut together, and those that are kept with the reason."""
+    graph = inspect_channels(parse_recipe({"model": {"backbone": name}}).model, image_size, channels)
+    table = Table("channels that are cut together", "units", "in how many layers", box=None)
+    for group in graph.groups:
+        table.add_row(group.name.removeprefix("backbone."), str(group.units), str(len({at for at, _ in group.sites})))
+    console.print(table)
+    reasons: dict[str, list[str]] = {}
+    for layer, reason in graph.kept.items():
+        reasons.setdefault(reason.partition(" (")[0], []).append(layer.removeprefix("backbone."))
+    for reason, kept in reasons.items():
+        console.print(f"kept whole, {reason}: {', '.join(kept[:4])}{' …' if len(kept) > 4 else ''}", markup=False)
 
 
 @app.command(help="What a copy of a data set holds. Example: prunnet doctor data inshop ROOT --decode")
