@@ -30,7 +30,7 @@ class Frame:
         protocols = {row.get("protocol") for row in self.rows}
         return ranked_by(protocols.pop() if len(protocols) == 1 else None)
 
-    @property
+    @cached_property
     def metric_name(self) -> str:
         """As it is written on axes and over columns."""
         medium = {row.get("protocol") for row in self.rows} == {"revisited"}

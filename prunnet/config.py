@@ -240,6 +240,8 @@ class SweepConfig(Section):
     calibration_images: Positive = 1024
     masks: Literal["scores", "random"] = "scores"
     """random: the control; masks of the same sizes drawn at random instead of by the learned scores."""
+    inside: Capacity = 1.0
+    """Granularity channel: the share of the weights inside the channels left that stays, by magnitude."""
     measure: Literal["off", "eager", "compile", "onnxruntime"] = "off"
     """Also measure latency, size and peak memory of each capacity's compact network, on the machine of the driver,
     before the evaluation begins."""

@@ -67,6 +67,7 @@ class Plan:
     preprocessing: Preprocessing
     calibrate: bool
     allocation: str
+    inside: float
     random_masks: int | None
     """Seed of the control's masks; None: the learned scores decide."""
     batch_size: int
@@ -130,6 +131,7 @@ class Evaluator:
             unit.capacity,
             allocation=plan.allocation,
             random_masks=plan.random_masks,
+            inside=plan.inside,
             keep=None if unit.keep is None else dict(unit.keep),
             weights_sha=sha,
         )

@@ -22,7 +22,6 @@ from prunnet.nets import RetrievalNet
 from prunnet.results import features_key, row_key
 from prunnet.subnetworks import calibration_indices
 
-_MEASURING = ("measure", "measure_threads")
 Keep = tuple[tuple[str, float], ...]
 
 
@@ -84,6 +83,7 @@ def plan_units(
         "calibration": _calibration(recipe, calibration),
         "split": [sweep.split, split.fingerprint()],
         "preprocessing": split.queries.preprocessing.sha(),
+        **({} if sweep.inside == 1.0 else {"inside": sweep.inside}),
     }
 
     def cut(capacity: float, member: float, header: dict[str, Any], keep: Keep | None = None) -> FeaturesUnit:
@@ -159,7 +159,7 @@ def identity_columns(recipe: Recipe, family: Family, dataset: Dataset, trial: st
         "trained": {**trained, "data": portable(trained["data"])},
         "workers": header["workers"],
         "data": portable(recipe.data.model_dump(mode="json")),
-        "sweep": portable(sweep.model_dump(mode="json", exclude={"capacities", "gallery", *_MEASURING})),
+        "sweep": portable(sweep.model_dump(mode="json", exclude=_unsaid(recipe))),
     }
     return {
         "status": "complete",
@@ -191,6 +191,12 @@ def identity_columns(recipe: Recipe, family: Family, dataset: Dataset, trial: st
     }
 
 
+def _unsaid(recipe: Recipe) -> set[str]:
+    """Keys of the sweep that rows do not depend on, or that say nothing: files of before they were choices agree."""
+    plain = {"inside"} if recipe.sweep.inside == 1.0 else set()
+    return {"capacities", "gallery", "measure", "measure_threads"} | plain
+
+
 def portable(data: dict[str, Any]) -> dict[str, Any]:
     """A data (or sweep) section that names its files without saying where they lie: rows of two machines are equal."""
     changed = dict(data)
@@ -217,6 +223,7 @@ def evaluation_plan(
         preprocessing=Preprocessing.from_config(recipe.data),
         calibrate=recipe.sweep.calibrate,
         allocation=allocation_of(header),
+        inside=recipe.sweep.inside,
         random_masks=recipe.sweep.seed if recipe.sweep.masks == "random" else None,
         batch_size=recipe.sweep.batch_size,
         features=str(features),

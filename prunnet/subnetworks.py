@@ -21,7 +21,7 @@ from prunnet.data.base import ImageSet
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError
 from prunnet.granularity import select
-from prunnet.masks import LayerMasks
+from prunnet.masks import LayerMasks, top_k_mask
 from prunnet.nets import RetrievalNet
 from prunnet.widths import SwitchableNet
 
@@ -170,6 +170,7 @@ def subnetwork(
     *,
     allocation: str = "layer",
     random_masks: int | None = None,
+    inside: float = 1.0,
     keep: Mapping[str, float] | None = None,
     weights_sha: str | None = None,
 ) -> Subnetwork:
@@ -179,6 +180,8 @@ def subnetwork(
 
     `allocation`: `layer` or `global`, see `masks.counts_by_layer`.
     `random_masks`: a seed; masks of the same sizes are drawn at random instead (the control for the scores).
+    `inside`: with granularity `channel`, the share of the weights left in each layer that stays, by magnitude: channels
+    first, weights inside them.
     `keep`: a capacity of its own for every prunable layer, by name, instead (`prunnet.layerwise`); `capacity` is then
     but the label.
     `weights_sha`: `network_sha(net)` where the caller has it, since hashing takes longer than cutting.
@@ -202,12 +205,29 @@ def subnetwork(
     if keep is None:
         chosen = select(net, [capacity], allocation=allocation, random_scores=drawn)
         masks = {name: mask.mask(0) for name, mask in chosen.layers.items()}
+        if check_capacity(inside) < 1.0:
+            masks = _thinned(net, masks, inside)
     elif net.granularity != "weight":
         raise ConfigError(f"layer-wise capacities are for granularity 'weight', not {net.granularity!r}")
     else:
         scores = prunable.scores(net)
         masks = {n: LayerMasks(s if drawn is None else drawn(s), [keep[n]]).mask(0) for n, s in scores.items()}
     return Subnetwork(net, capacity, masks, weights_sha)
+
+
+def _thinned(net: RetrievalNet, masks: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Of each prunable layer's masked weights only the largest; ConfigError where the scores are not of channels."""
+    if net.granularity != "channel":
+        raise ConfigError(
+            f"inside={share:g} is for granularity 'channel', not {net.granularity!r}: weights go by capacity"
+        )
+    thinned = dict(masks)
+    for name in prunable.layers(net):
+        weight, mask = net.get_submodule(name).get_parameter("weight").detach(), masks[name]
+        stays = torch.zeros_like(mask)
+        stays[mask] = top_k_mask(weight[mask], share)
+        thinned[name] = stays
+    return thinned
 
 
 def calibration_indices(total: int, images: int, seed: int) -> np.ndarray:

@@ -150,7 +150,7 @@ def with_measured(
     costs = {}
     for unit in units if how != "off" else []:
         net, header = family.everyone()[unit.member]
-        cut = subnetwork(net, unit.capacity, allocation=allocation_of(header))
+        cut = subnetwork(net, unit.capacity, allocation=allocation_of(header), inside=plan.inside)
         taken = measure(cut, plan.preprocessing, runtime=how, threads=threads)
         costs[unit.key] = asdict(taken)
         say(f"capacity {unit.capacity:g}: {taken.latency_ms_b1:.2f} ms an image, {taken.bytes_on_disk:,} bytes")

@@ -178,6 +178,17 @@ def test_random_channels_are_as_many_and_others() -> None:
     assert chosen.mask_sha != control.mask_sha
 
 
+def test_channels_first_then_weights_inside_them() -> None:
+    whole, thin = subnetwork(CHANNELS, 0.5), subnetwork(CHANNELS, 0.5, inside=0.4)
+    for name in prunable.layers(CHANNELS):
+        assert not bool((thin.masks[name] & ~whole.masks[name]).any())
+        assert int(thin.masks[name].sum()) == max(1, int(0.4 * int(whole.masks[name].sum()) + 0.5)), name
+    small = thin.compact()
+    assert sum(p.numel() for p in small.parameters()) <= sum(p.numel() for p in whole.compact().parameters())
+    with pytest.raises(ConfigError, match="is for granularity 'channel', not 'weight'"):
+        subnetwork(tiny_net(), 0.5, inside=0.4)
+
+
 def test_two_of_each_four_stay_and_other_densities_are_refused() -> None:
     net = tiny_net(granularity="nm")
     for name, mask in subnetwork(net, 0.5).masks.items():
