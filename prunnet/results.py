@@ -221,6 +221,7 @@ def best_under(
     min_recall: float | None = None,
     metric: str = "map",
     gallery_capacity: float | None = 1.0,
+    device: str | None = None,
 ) -> dict[str, Any]:
     """The row to ship: the best `metric` among tests within the budget.
 
@@ -229,6 +230,7 @@ def best_under(
         macs, bytes_on_disk, latency_ms: upper limits (None: none); rows where the value is unknown do not count.
         min_recall: lower limit on recall_at_1, in [0, 1].
         gallery_capacity: which gallery is searched; None: any.
+        device: only rows that were measured there, such as `cpu`; None: any.
 
     Raises:
         ConfigError: an unknown metric, or no row within the budget (the message says what the cheapest costs).
@@ -239,6 +241,11 @@ def best_under(
     limits = {"macs": macs, "bytes_on_disk": bytes_on_disk, "latency_ms_b1": latency_ms}
     rows = [r for r in table.to_pylist() if r["status"] == "complete" and _number(r[metric])]
     rows = [r for r in rows if r["gallery_source"] != "old"]
+    if device is not None:
+        devices = sorted({str(r["device"]) for r in rows})
+        rows = [r for r in rows if r["device"] == device]
+        if not rows:
+            raise ConfigError(f"no row was measured on device {device!r}; those in the table: {', '.join(devices)}")
     if gallery_capacity is not None:
         rows = [r for r in rows if r["gallery_capacity"] == gallery_capacity]
     fitting = [

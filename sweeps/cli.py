@@ -58,6 +58,7 @@ def best(
     latency_ms: Annotated[float | None, typer.Option(help="At most so many milliseconds an image (measured).")] = None,
     min_recall: Annotated[float | None, typer.Option(help="At least this recall_at_1, 0 to 1.")] = None,
     metric: Annotated[str, typer.Option(help="What is to be best.")] = "map",
+    device: Annotated[str | None, typer.Option(help="Where it was measured, such as cpu.")] = None,
 ) -> None:
     row = best_under(
         Run(run).results,
@@ -66,6 +67,7 @@ def best(
         latency_ms=latency_ms,
         min_recall=min_recall,
         metric=metric,
+        device=device,
     )
     typer.echo(json.dumps({name: value for name, value in row.items() if value is not None}, indent=1))
     ship = f"prunnet export {run} --capacity {row['query_capacity']:g} --to edge.onnx"

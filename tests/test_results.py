@@ -134,6 +134,14 @@ def test_best_under_picks_the_row_to_ship() -> None:
         best_under(table, metric="accuracy")
 
 
+def test_best_under_looks_at_one_device_where_asked() -> None:
+    table = results.as_table([row("phone", map=0.5, device="cpu"), row("server", map=0.9, device="an H200")])
+    assert best_under(table)["unit_key"] == "server"
+    assert best_under(table, device="cpu")["unit_key"] == "phone"
+    with pytest.raises(ConfigError, match="no row was measured on device 'tpu'; those in the table: an H200, cpu"):
+        best_under(table, device="tpu")
+
+
 def test_parts_of_before_a_column_was_added_have_nulls_in_it(tmp_path: Path) -> None:
     results.write_part(tmp_path, [{"unit_key": "new", "map": 0.5, "protocol": "gldv2"}])
     older = results.as_table([{"unit_key": "old", "map": 0.25}]).drop_columns(sorted(results.ADDED))
