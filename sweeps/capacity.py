@@ -174,7 +174,7 @@ def training_told(recipe: Recipe, family: Family) -> dict[str, Any]:
     for capacity in (c for c in recipe.sweep.capacities if prunable.layers(net) and c <= family.top):
         cut = subnetwork(net, capacity, allocation=allocation_of(header), weights_sha=header["weights_sha"])
         kept[f"{capacity:g}"] = {name: float(mask.float().mean()) for name, mask in cut.masks.items()}
-    return {"kept": kept, "history": header["history"], "conflicts": header.get("conflicts", [])}
+    return {"kept": kept, "history": header.get("history", []), "conflicts": header.get("conflicts", [])}
 
 
 def draw(run: Run, console: Console) -> None:
