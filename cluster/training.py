@@ -21,6 +21,7 @@ import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from cluster.progress import Board, watched
@@ -69,7 +70,9 @@ def train(
     """
     name = f"train-{recipe.training_hash()[:12]}"
     check_snapshot(folder / name)
-    board = Board.remote()  # type: ignore[attr-defined]
+    # Beside the driver: on any other node it would die with that node, and every training after it ask a dead board.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     cluster = recipe.cluster
     gpus = cluster.gpus_per_worker
     trainer = TorchTrainer(
