@@ -4,11 +4,11 @@ device."""
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 from typer.testing import CliRunner
 
 from prunnet.checkpoint import save_network
@@ -22,24 +22,18 @@ from tests.conftest import tiny_net
 PREPROCESSING = Preprocessing(16, 16, 1, False, (0.5,), (0.5,))
 
 
-class Slow(nn.Module):
-    """Multiplies matrices, so many times."""
+def test_a_time_is_no_shorter_than_what_is_timed() -> None:
+    """A lower limit holds on any machine, however busy; how fast things are is for `benchmarks`."""
+    called = []
 
-    def __init__(self, times: int) -> None:
-        super().__init__()
-        self.times = times
+    def run(images: torch.Tensor) -> None:
+        called.append(len(images))
+        time.sleep(0.005)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        for _ in range(self.times):
-            images = images @ images / images.norm()
-        return images
-
-
-def test_twice_the_work_takes_about_twice_the_time() -> None:
-    images = torch.randn(256, 256)
-    one, three = (time_of(Slow(times), images, threads=1, seconds=0.3) for times in (10, 30))
-    assert 1.8 < three.median_ms / one.median_ms < 5
-    assert one.runs > three.runs
+    found = time_of(run, torch.zeros(3, 1), threads=1, seconds=0.05)
+    assert found.median_ms >= 5
+    assert len(called) >= found.runs + 3  # the warm-up is not counted
+    assert set(called) == {3}
 
 
 @pytest.mark.parametrize("runtime", ["eager", "onnxruntime"])
@@ -49,7 +43,8 @@ def test_a_cut_is_measured_with_its_runtime_named(runtime: str) -> None:
         measure(subnetwork(net, c), PREPROCESSING, runtime=runtime, seconds=0.02, peak=c < 1) for c in (1.0, 0.2)
     )
     assert small.bytes_on_disk < 0.4 * dense.bytes_on_disk
-    assert 0 < small.latency_ms_b1 < small.latency_ms_b32
+    assert small.latency_ms_b1 > 0
+    assert small.latency_ms_b32 > 0
     assert runtime in small.runtime
     assert (small.threads, small.device) == (1, "cpu")
     assert dense.peak_bytes is None
