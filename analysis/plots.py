@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
@@ -64,22 +65,20 @@ def matrix_figure(frame: Frame) -> Figure:
     axes.set_yticks(range(len(capacities)), [f"{q:g}" for q in capacities])
     axes.set_xlabel("gallery capacity")
     axes.set_ylabel("query capacity")
-    for i, line in enumerate(values):
-        for j, value in enumerate(line):
-            axes.text(
-                j,
-                i,
-                f"{value:.0f}",
-                ha="center",
-                va="center",
-                size=7,
-                color="white" if value < 50 else "black",
-            )
+    few = len(capacities) <= 12  # numbers that can be read
+    for (i, j), value in np.ndenumerate(np.array(values)) if few else ():
+        colour = "white" if value < 50 else "black"
+        axes.text(j, i, f"{value:.0f}", ha="center", va="center", size=7, color=colour)
     figure.colorbar(image, label=f"{frame.metric_name} (%)")
     return figure
 
 
-def save(figure: Figure, path: str | Path) -> None:
-    """Writes a figure as PNG and closes it."""
-    figure.savefig(path, dpi=150, format="png")
+def rendered(figure: Figure, *formats: str) -> dict[str, bytes]:
+    """A figure in each of the formats (png, svg, pdf), as what a file of it holds; closes it."""
+    files = {}
+    for name in formats:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=150, format=name)
+        files[name] = buffer.getvalue()
     plt.close(figure)
+    return files

@@ -3,18 +3,9 @@ network."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
-import jinja2
-from markupsafe import Markup
-from matplotlib.figure import Figure
-from plotly.offline import get_plotlyjs
-
-from analysis import interactive, plots, tables
+from analysis import interactive, page, tables
 from analysis.frame import Frame
 from analysis.pareto import Point, hypervolume
 
@@ -40,14 +31,10 @@ def render(
         history: one entry an epoch, with the loss of each capacity.
         conflicts: one entry an epoch, layer -> share of conflicting pairs of gradients.
     """
-    folder = Path(__file__).parent
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     front = interactive.front_columns(frame)
-    figures = _figures(frame, kept or {}, history, conflicts)
     lines = tables.capacity_table(frame)
-    return environment.get_template("report.html").render(
+    return page.render(
+        "report.html",
         title=title,
         lead=_lead(frame),
         choices=[
@@ -61,12 +48,9 @@ def render(
         head=tables.head(frame),
         table=lines[:_LINES],
         shortened=f"The first {_LINES} of {len(lines)} lines." if len(lines) > _LINES else "",
-        figures=[(name, heading, note, tall) for name, heading, note, tall, _ in figures],
-        drawn=[(name, Markup(interactive.as_json(figure))) for name, _, _, _, figure in figures],
-        layers=max((len(by_layer) for by_layer in conflicts), default=0),
-        front_data=Markup(interactive.as_json(front)),
-        plotly=Markup(get_plotlyjs()),
-        script=Markup((folder / "report.js").read_text(encoding="utf-8")),
+        figures=_figures(frame, kept or {}, history, conflicts),
+        front_data=page.as_json(front),
+        front_script=page.script("report.js"),
         command=command,
         recipe=recipe,
         failures=list(failures),
@@ -98,22 +82,19 @@ def _figures(
     kept: Mapping[str, Mapping[str, float]],
     history: Sequence[Mapping[str, float]],
     conflicts: Sequence[Mapping[str, float]],
-) -> list[tuple[str, str, str, bool, Any]]:
-    """(id, heading, note, whether it is tall, figure) of all that there is something to draw of."""
+) -> list[page.Figure]:
+    """All that there is something to draw of."""
     note = "Share of pairs of passes and blocks whose gradients point against each other."
+    layers = max((len(by_layer) for by_layer in conflicts), default=0)
     every = [
-        ("matrix", "Every capacity against every capacity", "", False, interactive.matrix(frame)),
-        ("methods", "Methods", "Mean over seeds, bars one standard deviation.", False, interactive.methods(frame)),
-        ("layers", "What is kept of each layer", "", False, interactive.kept_by_layer(kept)),
-        ("training", "Training", "", False, interactive.training(history)),
-        ("conflicts", "Conflicts of gradients", note, True, interactive.conflicts(conflicts)),
+        ("matrix", "Every capacity against every capacity", "", interactive.matrix(frame)),
+        ("methods", "Methods", "Mean over seeds, bars one standard deviation.", interactive.methods(frame)),
+        ("layers", "What is kept of each layer", "", interactive.kept_by_layer(kept)),
+        ("training", "Training", "", interactive.training(history)),
+        ("conflicts", "Conflicts of gradients", note, interactive.conflicts(conflicts)),
     ]
-    return [entry for entry in every if entry[-1] is not None]
-
-
-def embedded(figure: Figure) -> str:
-    """A figure as base64 PNG, for a page that needs no other file; closes it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=120, format="png")
-    plots.plt.close(figure)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return [
+        page.Figure(name, heading, note, drawn, lines=layers if name == "conflicts" else 0)
+        for name, heading, note, drawn in every
+        if drawn is not None
+    ]

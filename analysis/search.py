@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import jinja2
 import optuna
-from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, TrialState
 
-from analysis import plots
-from analysis.pareto import Point, front, hypervolume
+from analysis.pareto import Point, hypervolume
 from analysis.quantities import Quantity
-from analysis.report import embedded
 
 STATES = {
     TrialState.COMPLETE: "complete",
@@ -81,6 +77,36 @@ def _limits(trial: FrozenTrial) -> list[float]:
     return [float(value) for value in trial.constraints.values()]
 
 
+@dataclass(frozen=True)
+class Findings:
+    """All that is drawn of a search; kept in its folder, so that it can be drawn again without the study."""
+
+    name: str
+    objectives: Sequence[Quantity]
+    records: Sequence[Record]
+    shares: Mapping[str, Mapping[str, float]]
+    """Objective -> parameter -> importance."""
+    worst_cost: float
+    """Of what is to be low: where a hypervolume's box ends."""
+    baseline: Mapping[str, float] | None
+    """The base recipe's own objectives."""
+    best: str
+    """The recipe that is best in the first objective, as YAML; empty without a complete trial."""
+
+    def to_json(self) -> str:
+        """Text that `from_json` reads back."""
+        told = asdict(self) | {"objectives": [q.model_dump() for q in self.objectives]}
+        return json.dumps(told, indent=1)
+
+    @staticmethod
+    def from_json(text: str) -> Findings:
+        """What `to_json` wrote. Raises ValueError, TypeError or KeyError of other text."""
+        told = json.loads(text)
+        objectives = [Quantity.model_validate(q) for q in told.pop("objectives")]
+        records = [Record(**record) for record in told.pop("records")]
+        return Findings(objectives=objectives, records=records, **told)
+
+
 def dominates(one: Record, other: Record, objectives: Sequence[Quantity]) -> bool:
     """Nowhere worse, somewhere better."""
     signs = [1 if q.higher else -1 for q in objectives]
@@ -140,75 +166,6 @@ def importances(study: optuna.Study, objectives: Sequence[Quantity]) -> dict[str
     return shares
 
 
-def figure(
-    records: Sequence[Record],
-    objectives: Sequence[Quantity],
-    shares: Mapping[str, Mapping[str, float]],
-    worst_cost: float,
-    baseline: Mapping[str, float] | None = None,
-) -> Figure:
-    """Trials and their front, the front's growth, and importances."""
-    drawn, axes = plots.plt.subplots(1, 3, figsize=(14, 4.4), layout="constrained")
-    _draw_trials(axes[0], records, objectives, baseline)
-    grown = growth(records, objectives, worst_cost)
-    axes[1].step([n for n, _ in grown], [v for _, v in grown], where="post", color=plots.BLUE)
-    both = len(objectives) == 2 and objectives[0].higher != objectives[1].higher
-    axes[1].set(xlabel="trials ended", ylabel="hypervolume of the front" if both else f"best {objectives[0].label}")
-    axes[1].grid(color=plots.GREY, alpha=0.25)
-    _draw_shares(axes[2], shares)
-    return drawn
-
-
-def _draw_trials(
-    axes: Any, records: Sequence[Record], objectives: Sequence[Quantity], baseline: Mapping[str, float] | None
-) -> None:
-    complete = [r for r in records if r.state == "complete"]
-    if len(objectives) == 1:
-        (only,) = objectives
-        axes.scatter([r.number for r in complete], [r.values[only.label] for r in complete], c=plots.GREY)
-        axes.set(xlabel="trial", ylabel=only.label)
-        return
-    across, up = (objectives[1], objectives[0]) if objectives[0].higher else objectives[:2]
-    for group, colour, name in (
-        ([r for r in complete if r.feasible], plots.GREY, "complete"),
-        ([r for r in complete if not r.feasible], "#CC79A7", "beyond a limit"),
-    ):
-        if group:
-            points = [r.values[across.label] for r in group], [r.values[up.label] for r in group]
-            axes.scatter(*points, c=colour, label=name)
-    chosen = best_front(records, objectives)
-    axes.scatter(
-        [r.values[across.label] for r in chosen], [r.values[up.label] for r in chosen], c=plots.ORANGE, label="front"
-    )
-    if len(objectives) == 2 and across.higher != up.higher:
-        stairs = front([Point(r.values[across.label], r.values[up.label]) for r in chosen])
-        axes.step([p.cost for p in stairs], [p.value for p in stairs], where="post", color=plots.ORANGE, lw=1)
-    for record in chosen:
-        place = (record.values[across.label], record.values[up.label])
-        axes.annotate(f"{record.number}", place, xytext=(4, 4), textcoords="offset points", size=8)
-    if baseline:
-        axes.scatter([baseline[across.label]], [baseline[up.label]], c=plots.BLUE, marker="D", label="baseline")
-    axes.set(xlabel=across.label, ylabel=up.label)
-    axes.grid(color=plots.GREY, alpha=0.25)
-    axes.legend(fontsize=8)
-
-
-def _draw_shares(axes: Any, shares: Mapping[str, Mapping[str, float]]) -> None:
-    if not shares:
-        axes.text(0.5, 0.5, "too few complete trials\nfor importances", ha="center", va="center")
-        axes.set_axis_off()
-        return
-    names = [name for name, _ in sorted(next(iter(shares.values())).items(), key=lambda item: item[1])]
-    height = 0.8 / len(shares)
-    for place, (objective, share) in enumerate(shares.items()):
-        at = [i + place * height for i in range(len(names))]
-        colour = (plots.ORANGE, plots.BLUE, plots.GREY)[place % 3]
-        axes.barh(at, [share.get(name, 0.0) for name in names], height, label=objective, color=colour)
-    axes.set_yticks([i + height * (len(shares) - 1) / 2 for i in range(len(names))], names, fontsize=7)
-    axes.set_xlabel("importance (PED-ANOVA)")
-    axes.legend(fontsize=8)
-
-
 def head(objectives: Sequence[Quantity]) -> tuple[str, ...]:
     """Titles of the trials' table."""
     return ("trial", "state", *(q.label for q in objectives), "changes")
@@ -248,16 +205,3 @@ def _number(value: float | None) -> str:
 
 def _text(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else f"{value}"
-
-
-def report(
-    drawn: Figure,
-    lines: Sequence[Sequence[str]],
-    columns: Sequence[str],
-    **words: Any,
-) -> str:
-    """One self-contained HTML page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template("search.html").render(figure=embedded(drawn), head=columns, table=lines, **words)

@@ -1,6 +1,11 @@
-"""The sweep's table, as data, and as Markdown."""
+"""The sweep's table, as data, Markdown and LaTeX, and all its rows as CSV."""
 
 from __future__ import annotations
+
+import csv
+import io
+
+from tabulate import tabulate
 
 from analysis.frame import Frame
 
@@ -45,8 +50,27 @@ def capacity_table(frame: Frame) -> list[tuple[str, ...]]:
 
 def markdown(frame: Frame) -> str:
     """The capacity table as GitHub Markdown."""
-    lines = [head(frame), tuple("---:" for _ in head(frame)), *capacity_table(frame)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return _drawn(frame, "pipe")
+
+
+def latex(frame: Frame) -> str:
+    """The capacity table as a LaTeX tabular; needs the package booktabs."""
+    return _drawn(frame, "latex_booktabs")
+
+
+def _drawn(frame: Frame, style: str) -> str:
+    titles = head(frame)
+    return tabulate(capacity_table(frame), titles, style, disable_numparse=True, colalign=["right"] * len(titles))
+
+
+def rows_csv(frame: Frame) -> str:
+    """All tests of the sweep, one a line, with each column of the results table that any of them has."""
+    names = [name for name in frame.rows[0] if any(row.get(name) is not None for row in frame.rows)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(frame.rows)
+    return text.getvalue()
 
 
 def _percent(row: dict[str, object] | None, column: str) -> str:

@@ -9,6 +9,7 @@ command again resumes: what is finished is not done twice. Everything lands in r
 
     model.safetensors   the trained network and its scores     results/     the results table, Parquet
     features/           embeddings of every capacity           pareto.png   report.html   recipe.yaml
+    paper/              the front and the matrix as SVG, the table as Markdown and LaTeX, all rows as CSV
 
 Exit code: 0 finished; 1 some capacity failed, the rest is there; 2 the recipe, data or cluster cannot serve.
 """
@@ -33,7 +34,7 @@ from cluster.progress import bar
 from cluster.session import session
 from cluster.training import train
 from prunnet import data, prunable, results
-from prunnet.atomic import put_in_place, write_text
+from prunnet.atomic import write_bytes, write_text
 from prunnet.checkpoint import load_network
 from prunnet.config import Recipe, load_recipe
 from prunnet.data.base import Dataset
@@ -187,8 +188,15 @@ def draw(run: Run, console: Console) -> None:
         for cells in tables.capacity_table(frame):
             table.add_row(*cells)
         console.print(table)
-        with put_in_place(run.folder / "pareto.png") as temporary:
-            plots.save(plots.pareto_figure(frame), temporary)
+        paper = run.folder / "paper"
+        drawn = plots.rendered(plots.pareto_figure(frame), "png", "svg")
+        write_bytes(run.folder / "pareto.png", drawn["png"])
+        write_bytes(paper / "pareto.svg", drawn["svg"])
+        for name, content in plots.rendered(plots.matrix_figure(frame), "png", "svg").items():
+            write_bytes(paper / f"matrix.{name}", content)
+        for name, text in (("md", tables.markdown(frame)), ("tex", tables.latex(frame))):
+            write_text(paper / f"capacities.{name}", text + "\n")
+        write_text(paper / "rows.csv", tables.rows_csv(frame))
         page = report.render(
             frame,
             title=f"Capacity sweep {manifest['name']}",

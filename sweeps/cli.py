@@ -45,9 +45,12 @@ app.command("cost", help="What capacities cost on this device. Example: prunnet 
 app.add_typer(doctor.app, name="doctor")
 
 
-@app.command(help="Table, front and report of a run's last sweep, drawn again. Example: prunnet report runs/demo")
+@app.command(help="Tables, figures and page of a sweep or search, drawn again. Example: prunnet report runs/demo")
 def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
-    capacity.draw(Run(run), Console())
+    if (run / "search.json").exists():
+        search.draw(run, Console())
+    else:
+        capacity.draw(Run(run), Console())
 
 
 @app.command(help="The row to ship. Example: prunnet best runs/demo --macs 5e6 --min-recall 0.6")

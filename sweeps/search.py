@@ -8,7 +8,7 @@ are made on validation classes; the test split is for the winner. The same comma
 interrupted goes on from its own checkpoint. Everything lands in runs/<name>/:
 
     study.journal   Optuna's (optuna-dashboard runs/<name>/study.journal)    results/     all rows, a folder a trial
-    models/         the networks                                             trials.json  search.png  search.html
+    models/         the networks                                             trials.json  search.{json,png,svg,html}
     best.yaml       a recipe for sweeps/capacity.py, the best of the first objective; front/ holds the others'
 
 Exit code: 0 finished; 1 some trial failed, the rest is there; 2 the recipe, data or cluster cannot serve.
@@ -31,7 +31,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
 
-from analysis import plots
+from analysis import plots, search_page, search_plots
 from analysis import search as found
 from analysis.quantities import Quantity, dense_self_test
 from cluster.evaluation import shared_actors
@@ -39,7 +39,8 @@ from cluster.placement import room_for_trials
 from cluster.search import Job, Ledger, explore, hosting, run, scheduler
 from cluster.session import session
 from prunnet import results
-from prunnet.atomic import put_in_place, write_text
+from prunnet.atomic import write_bytes, write_text
+from prunnet.errors import ConfigError
 from prunnet.experiments import Trial
 from prunnet.probe import ProbeConfig, spread
 from prunnet.storage import remove
@@ -157,7 +158,7 @@ def partial_rows(run_folder: Run) -> list[Row]:
 
 
 def conclude(asked: Search, run_folder: Run, study: optuna.Study, baseline: list[Row], console: Console) -> int:
-    """Writes records, front, figure, report and the best recipes, and shows the front; returns the exit code."""
+    """Writes records, front, figure, page and the best recipes, and shows the front; returns the exit code."""
     objectives, folder = asked.file.objectives, run_folder.folder
     records = [found.record_of(trial, objectives) for trial in study.get_trials(deepcopy=False)]
     write_text(folder / "trials.json", json.dumps([asdict(record) for record in records], indent=1))
@@ -168,11 +169,18 @@ def conclude(asked: Search, run_folder: Run, study: optuna.Study, baseline: list
         write_text(folder / "front" / f"trial-{record.number:04d}.yaml", text)
         if place == 0:
             write_text(folder / "best.yaml", text)
-    draw(asked, folder, study, records, baseline)
-    show(records, objectives, baseline_values(asked, baseline), console)
-    for what in ("best.yaml", "search.png", "search.html"):
-        if (folder / what).exists():
-            console.print(f"{what:<12}{folder / what}", soft_wrap=True)
+    costs = [r.values[q.label] for r in records if r.values for q in objectives if not q.higher]
+    findings = found.Findings(
+        name=asked.file.name,
+        objectives=objectives,
+        records=records,
+        shares=found.importances(study, objectives),
+        worst_cost=max([*costs, *(float(row["macs_dense"]) for row in baseline if row["macs_dense"])], default=1.0),
+        baseline=baseline_values(asked, baseline),
+        best=recipe_text(asked, chosen[0]) if chosen else "",
+    )
+    write_text(folder / "search.json", findings.to_json())
+    draw(folder, console)
     return 1 if any(record.state == "failed" for record in records) else 0
 
 
@@ -193,47 +201,32 @@ def baseline_values(asked: Search, baseline: list[Row]) -> dict[str, float] | No
     return measure(baseline, asked.file.objectives, (), dense_self_test(baseline))[0]
 
 
-def draw(
-    asked: Search, folder: Path, study: optuna.Study, records: Sequence[found.Record], baseline: list[Row]
-) -> None:
-    """The figure, beside and inside the report."""
-    objectives = asked.file.objectives
-    if not any(record.state == "complete" for record in records):
-        return
-    chosen = found.best_front(records, objectives)
-    shares, values = found.importances(study, objectives), baseline_values(asked, baseline)
-    costs = [r.values[q.label] for r in records if r.values for q in objectives if not q.higher]
-    worst = max([*costs, *(float(row["macs_dense"]) for row in baseline if row["macs_dense"])], default=1.0)
-    picture = partial(found.figure, records, objectives, shares, worst, values)
-    with put_in_place(folder / "search.png") as temporary:
-        plots.save(picture(), temporary)
-    counts = {state: sum(r.state == state for r in records) for state in ("complete", "stopped", "failed")}
-    reference = "".join(f" The base recipe has {name} {value:.6g}." for name, value in (values or {}).items())
-    best = recipe_text(asked, chosen[0]) if chosen else ""
-    page = found.report(
-        picture(),
-        found.table(records, objectives),
-        found.head(objectives),
-        title=f"Search {asked.file.name}",
-        lead=f"{len(records)} trials, {', '.join(f'{n} {state}' for state, n in counts.items())}.{reference}",
-        best=best,
-        command=f"python sweeps/capacity.py --recipe {folder / 'best.yaml'}",
-    )
-    write_text(folder / "search.html", page)
+def draw(folder: Path, console: Console) -> None:
+    """Table, figure and page of what `search.json` in a search's folder tells."""
+    path = folder / "search.json"
+    try:
+        findings = found.Findings.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, KeyError):
+        raise ConfigError(f"{str(path)!r} is not there or torn: no finished search in this folder") from None
+    show(findings, console)
+    if any(record.state == "complete" for record in findings.records):
+        for name, content in plots.rendered(search_plots.figure(findings), "png", "svg").items():
+            write_bytes(folder / f"search.{name}", content)
+        command = f"python sweeps/capacity.py --recipe {folder / 'best.yaml'}"
+        write_text(folder / "search.html", search_page.render(findings, command=command))
+    for what in ("best.yaml", "search.png", "search.html"):
+        if (folder / what).exists():
+            console.print(f"{what:<12}{folder / what}", soft_wrap=True)
 
 
-def show(
-    records: Sequence[found.Record],
-    objectives: Sequence[Quantity],
-    baseline: dict[str, float] | None,
-    console: Console,
-) -> None:
+def show(findings: found.Findings, console: Console) -> None:
     """The trials on the terminal, the front first."""
+    objectives = findings.objectives
     *titles, _ = found.head(objectives)  # what was changed does not fit; the report has it
     lines = Table(*titles, title="trials", box=None)
-    if baseline is not None:
-        lines.add_row("-", "baseline", *found.numbers(baseline, objectives))
-    for *cells, _ in found.table(records, objectives):
+    if findings.baseline is not None:
+        lines.add_row("-", "baseline", *found.numbers(findings.baseline, objectives))
+    for *cells, _ in found.table(findings.records, objectives):
         lines.add_row(*cells)
     console.print(lines)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import csv
 
+import moocore
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,6 +34,16 @@ def test_the_front_is_what_no_point_beats(points: list[Point]) -> None:
 def test_hypervolume_counts_the_cells_below_the_front(points: list[Point]) -> None:
     cells = sum(any(p.cost <= x and p.value > y for p in points) for x in range(9) for y in range(9))
     assert hypervolume(points, reference=Point(9, 0)) == cells
+
+
+@given(st.lists(st.builds(Point, st.floats(0, 8), st.floats(0, 8)), min_size=1, max_size=30))
+def test_front_and_hypervolume_agree_with_a_known_library(points: list[Point]) -> None:
+    both_low = np.array([(p.cost, -p.value) for p in points])
+    expected = both_low[moocore.is_nondominated(both_low, keep_weakly=False)]
+    found = np.array([(p.cost, -p.value) for p in front(points)])
+    np.testing.assert_array_equal(found, expected[np.argsort(expected[:, 0])])
+    area = moocore.hypervolume(both_low, ref=np.array([9.0, 0.0]))
+    assert hypervolume(points, reference=Point(9, 0)) == pytest.approx(area)
 
 
 def frame() -> Frame:
@@ -65,9 +77,24 @@ def test_the_table_shows_self_and_cross_tests() -> None:
     assert tables.markdown(frame()).count("\n") == 4
 
 
-def test_figures_and_report_are_written(tmp_path: Path) -> None:
-    plots.save(plots.pareto_figure(frame()), tmp_path / "pareto.png")
-    assert (tmp_path / "pareto.png").read_bytes()[:4] == b"\x89PNG"
+def test_tables_for_papers_and_spreadsheets() -> None:
+    latex = tables.latex(frame())
+    assert r"\toprule" in latex
+    assert latex.count(r"\%") == 3  # the shares of weights: a bare % would comment the line out
+    assert "55.0 & 45.0 \\\\" in " ".join(latex.split())
+    lines = list(csv.DictReader(tables.rows_csv(frame()).splitlines()))
+    assert len(lines) == 9
+    assert [float(line["map"]) for line in lines] == pytest.approx([row["map"] for row in frame().rows])
+    assert lines[-1]["recall_at_1"] == ""  # not measured
+    wide = Frame([{**row, "protocol": None} for row in frame().rows])
+    assert "protocol" not in tables.rows_csv(wide)  # no row has one
+
+
+def test_figures_and_report() -> None:
+    for draw in (plots.pareto_figure, plots.matrix_figure):
+        files = plots.rendered(draw(frame()), "png", "svg")
+        assert files["png"][:4] == b"\x89PNG"
+        assert b"<svg" in files["svg"]
     text = report.render(frame(), title="A <sweep>", command="run it", recipe="a: 1", failures=["x"])
     assert "A &lt;sweep&gt;" in text
     page = text.replace(get_plotlyjs(), "")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plotly.offline import get_plotlyjs
 
+from analysis import plots, search_page, search_plots
 from analysis import search as found
 from analysis.quantities import Quantity, dense_self_test
 from prunnet.errors import ResultsError
@@ -128,7 +129,7 @@ def study_of(trials: int) -> optuna.Study:
     return study
 
 
-def test_records_figure_and_report(tmp_path: Path) -> None:
+def test_records_figures_and_page() -> None:
     study = study_of(16)
     records = [found.record_of(t, TWO) for t in study.get_trials()]
     assert [r.feasible for r in records if r.state == "complete"] == [
@@ -138,8 +139,20 @@ def test_records_figure_and_report(tmp_path: Path) -> None:
     assert set(shares) == {"mean_cross_map", "macs_within"}
     assert shares["mean_cross_map"]["train.lr"] > shares["mean_cross_map"]["train.weighting"]
     assert found.importances(study_of(3), TWO) == {}
-    drawn = found.figure(records, TWO, shares, 100.0, {"mean_cross_map": 0.4, "macs_within": 30})
-    words = {"title": "A <search>", "lead": "l", "best": "b: 1", "command": "c"}
-    text = found.report(drawn, found.table(records, TWO), found.head(TWO), **words)
+    baseline = {"mean_cross_map": 0.4, "macs_within": 30.0}
+    findings = found.Findings("A <search>", list(TWO), records, shares, 100.0, baseline, "b: 1")
+    again = found.Findings.from_json(findings.to_json())
+    assert again == findings
+    assert b"<svg" in plots.rendered(search_plots.figure(again), "svg")["svg"]
+    text = search_page.render(again, command="c")
     assert "A &lt;search&gt;" in text
-    assert "http" not in text
+    own = text.replace(get_plotlyjs(), "")
+    assert "http" not in own
+    assert all(f'data-figure="{name}"' in own for name in ("trials", "growth", "importances"))
+
+
+def test_a_search_that_has_found_nothing_yet_still_has_a_page() -> None:
+    nothing = found.Findings("s", TWO, [found.Record(0, "failed", {}, reason="it diverged")], {}, 1.0, None, "")
+    text = search_page.render(nothing, command="c")
+    assert "it diverged" in text
+    assert "The best recipe" not in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 import time
 from collections.abc import Iterator
@@ -11,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import interactive, report
+from analysis import interactive, report, search, search_page
 from analysis.frame import Frame
+from analysis.quantities import Quantity
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
@@ -52,9 +54,19 @@ def test_columns_hold_what_some_row_has_and_no_more() -> None:
     columns = interactive.front_columns(Frame(small()))
     assert set(columns["costs"]) == {"macs", "macs_dense_equivalent", "params_kept", "bytes_on_disk", "latency_ms_b1"}
     assert set(columns["worths"]) == {"map", "recall_at_1"}
-    assert columns["test"].count("self") == columns["test"].count("cross") == 2 * len(CAPACITIES)
+    tests = np.frombuffer(base64.b64decode(columns["test"]), dtype="<u1")
+    assert [list(columns["tests"])[i] for i in tests].count("self") == 2 * len(CAPACITIES) == len(tests) / 2
     assert len(columns["recipes"]) == 2
-    assert len({len(values) for values in columns["columns"].values()} | {len(columns["test"])}) == 1
+    numbers = {name: np.frombuffer(base64.b64decode(text), dtype="<f4") for name, text in columns["columns"].items()}
+    assert {len(values) for values in numbers.values()} == {len(tests)}
+    assert numbers["map"].max() == pytest.approx(75)
+
+
+def test_what_was_not_measured_is_told_apart_from_zero() -> None:
+    first, *others = small()
+    columns = interactive.front_columns(Frame([{**first, "latency_ms_b1": None}, *others]))
+    latency = np.frombuffer(base64.b64decode(columns["columns"]["latency_ms_b1"]), dtype="<f4")
+    assert np.isnan(latency).sum() == 2  # the dense one, in its self- and its cross-test
 
 
 def test_a_script_cannot_be_ended_by_what_is_in_it() -> None:
@@ -109,6 +121,31 @@ def test_it_loads_without_errors_and_without_a_network(opened: Opened) -> None:
     )
     assert [name for name, _ in drawn] == ["front", "matrix", "methods", "layers", "training", "conflicts"]
     assert all(count > 0 for _, count in drawn)
+
+
+@needs_browser
+def test_a_search_has_a_page_too(browser: Any, tmp_path: Path) -> None:
+    trials = [
+        search.Record(
+            n, "complete", {"train.lr": 0.1 * n}, {"mean_cross_map": 0.1 * n, "macs_within": 10.0 * n}, ended=f"{n}"
+        )
+        for n in range(6)
+    ]
+    objectives = [Quantity(name=name) for name in ("mean_cross_map", "macs_within")]
+    shares = {q.label: {"train.lr": 0.7, "train.weighting": 0.3} for q in objectives}
+    found = search.Findings("s", objectives, trials, shares, 60.0, trials[2].values, "train: {lr: 0.5}")
+    (tmp_path / "search.html").write_text(search_page.render(found, command="run it"), encoding="utf-8")
+    shown = Opened(browser, tmp_path / "search.html")
+    drawn = shown.page.evaluate(
+        "[...document.querySelectorAll('.figure')].map(f => [f.id, f.data.map(t => t.name ?? null)])"
+    )
+    assert drawn == [
+        ["trials", ["front", "the base recipe"]],
+        ["growth", [None]],
+        ["importances", ["mean_cross_map", "macs_within"]],
+    ]
+    assert shown.said == []
+    shown.context.close()
 
 
 @needs_browser
