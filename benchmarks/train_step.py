@@ -3,7 +3,9 @@
     python -m benchmarks.train_step [--rounds 15]
 
 resnet18 (released stem, 32 px, batch 64, 4 subnetworks, 1 process, 2 threads, SGD, no data loading). The floor
-is 5 passes for 1: `ratio` 5.0. `ratio_bf16`: bf16 autocast, channels-last, against a bf16 dense step.
+is 5 passes for 1: `ratio` 5.0. `ratio_bf16`: bf16 autocast, channels-last, against a bf16 dense step. `ratio_channel`:
+granularity `channel`, whose passes run on the channels that are kept (1 + 0.8 + 0.6 + 0.4 + 0.2 of the
+multiply-adds: the floor is 3.0); `ratio_channel_masked`: the same by masks.
 """
 
 from __future__ import annotations
@@ -27,14 +29,15 @@ from prunnet.training import Trainer
 BATCH, SIDE, CLASSES = 64, 32, 100
 
 
-def make(precision: str) -> tuple[Trainer, Callable[[], None], torch.Tensor, torch.Tensor]:
+def make(precision: str, granularity: str = "weight") -> tuple[Trainer, Callable[[], None], torch.Tensor, torch.Tensor]:
     """A trainer, a dense step on an equal network, and a batch."""
     preprocessing = Preprocessing(SIDE, SIDE, 3, False, (0.5,) * 3, (0.5,) * 3)
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 255, (BATCH, 3, SIDE, SIDE), dtype=np.uint8)
     images = MemoryImages(pixels, rng.integers(0, CLASSES, BATCH), preprocessing)
-    config = TrainConfig(precision=precision, batch_size=BATCH, lr=0.01)  # type: ignore[arg-type]
-    trainer = Trainer(RetrievalNet("resnet18", CLASSES, stem="released"), images, config, preprocessing=preprocessing)
+    config = TrainConfig(precision=precision, batch_size=BATCH, lr=0.01, granularity=granularity)  # type: ignore[arg-type]
+    net = RetrievalNet("resnet18", CLASSES, stem="released", granularity=granularity, image_size=SIDE)
+    trainer = Trainer(net, images, config, preprocessing=preprocessing)
     inputs, labels = next(iter(trainer._batches(0, 0)))
     return trainer, dense_step(trainer, inputs, labels), inputs, labels
 
@@ -100,13 +103,28 @@ def measure(precision: str, rounds: int) -> dict[str, float]:
     }
 
 
+def measure_channels(precision: str, rounds: int) -> dict[str, float]:
+    """Steps of granularity `channel`, on kept channels and by masks, against a dense step."""
+    trainer, dense, inputs, labels = make(precision, "channel")
+    objective = trainer.objective
+    assert isinstance(objective, PrunNet)
+
+    def step(narrows: bool) -> None:
+        objective._narrows = narrows
+        trainer.step(inputs, labels)
+
+    actions = {"dense": dense, "channel": lambda: step(True), "channel_masked": lambda: step(False)}
+    taken = interleaved(actions, rounds, warmup=4)
+    return {f"ratio_{n}": median(v) / median(taken["dense"]) for n, v in taken.items() if n != "dense"}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(2)
     started = time.perf_counter()
-    fp32, bf16 = measure("fp32", rounds), measure("bf16", rounds)
+    fp32, bf16 = (measure(p, rounds) | measure_channels(p, rounds) for p in ("fp32", "bf16"))
     show(**fp32, **{f"{name}_bf16": value for name, value in bf16.items()}, seconds=time.perf_counter() - started)
 
 

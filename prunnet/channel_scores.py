@@ -7,7 +7,7 @@ its best, so that the subnetworks nest, and the capacity achieved is the nearest
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +19,7 @@ from prunnet.config import check_capacity
 from prunnet.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
+    from prunnet.narrow import Ends
     from prunnet.nets import RetrievalNet
 
 ALLOCATIONS = ("layer", "global")
@@ -44,12 +45,16 @@ class Channels(nn.Module):
             for layer in self.touched
             for side, size in (("out", weights[layer].shape[0]), ("in", _inputs(graph, layer, weights[layer])))
         }
+        self._members = {key: list(_members(sites)) for key, sites in self._sites.items()}
+        """(layer, side) -> of each group that has channels there: its number, the channels, their units."""
         self._grouped = {
             layer for layer in self.touched if self._sites[layer, "in"].shape[1] != weights[layer].shape[1]
         }
         self._shapes = {name: tuple(weights[name].shape[:2]) for name in self.touched}
         self._macs = {name: macs[name] for name in self.layers}
         self._steps = [self._step(group) for group in graph.groups]
+        self._counts: dict[float, list[int]] = {}
+        """Capacity -> units that each group keeps under allocation `layer`."""
         self._shares = {key: self._share(key) for key in self._sites}
 
     def _step(self, group: Group) -> int:
@@ -90,7 +95,11 @@ class Channels(nn.Module):
         units = [group.units for group in self.graph.groups]
         magnitudes = [score.detach().abs() for score in scores]
         if allocation == "layer":
-            counts = self._nearest(capacity, lambda dial: [dial * n for n in units])
+            if len(self._counts) > 100:  # of capacities that are drawn anew each step
+                self._counts.clear()
+            if capacity not in self._counts:  # they do not depend on the scores
+                self._counts[capacity] = self._nearest(capacity, lambda dial: [dial * n for n in units])
+            counts = self._counts[capacity]
         else:
             # Groups differ in the size of their scores by how they began, so each is measured by its own mean.
             pooled = [m / m.mean().clamp(min=1e-12) for m in magnitudes]
@@ -133,17 +142,18 @@ class Channels(nn.Module):
             stays &= (site < 0) | units[site.clamp(min=0)]
         return stays
 
-    def gather(self, layer: str, product: Tensor, rows: list[Tensor]) -> None:
+    def gather(self, layer: str, product: Tensor, rows: list[Tensor], ends: Ends | None = None) -> None:
         """Adds a layer's [O, I] (inputs a group, where it is grouped) to the rows of the units that its mask belongs
-        to."""
-        self._add(self._sites[layer, "out"], product.sum(1), rows)
+        to. `ends`: which outputs and inputs the product is of; None: of all."""
+        made, read = self._shapes[layer]
+        self._add((layer, "out"), _spread(product.sum(1), made, None if ends is None else ends.made), rows)
         if layer not in self._grouped:
-            self._add(self._sites[layer, "in"], product.sum(0), rows)
+            self._add((layer, "in"), _spread(product.sum(0), read, None if ends is None else ends.read), rows)
 
-    def _add(self, sites: Tensor, values: Tensor, rows: list[Tensor]) -> None:
-        for site, row in zip(sites.to(values.device), rows, strict=True):
-            mine = site >= 0
-            row.index_add_(0, site[mine], values[mine].to(row.dtype))
+    def _add(self, site: tuple[str, str], values: Tensor, rows: list[Tensor]) -> None:
+        for group, channels, units in self._members[site]:
+            mine = values[channels.to(values.device)].to(rows[group].dtype)
+            rows[group].index_add_(0, units.to(values.device), mine)
 
     @classmethod
     def of(cls, net: RetrievalNet, image_size: int, multiple: int = MULTIPLE) -> Channels:
@@ -161,6 +171,18 @@ class Channels(nn.Module):
             if name.startswith(("backbone.", "neck.")) and "weight" in module._parameters
         }
         return cls(graph, weights, layer_macs(net, image_size), multiple)
+
+
+def _spread(values: Tensor, size: int, places: Tensor | None) -> Tensor:
+    """[size], 0 outside of the places."""
+    return values if places is None else values.new_zeros(size).index_copy_(0, places, values)
+
+
+def _members(sites: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    for group, site in enumerate(sites):
+        channels = (site >= 0).nonzero().squeeze(1)
+        if len(channels):
+            yield group, channels, site[channels]
 
 
 def _site(group: Group, layer: str, side: str, size: int) -> Tensor:

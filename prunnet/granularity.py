@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,9 +18,9 @@ from prunnet import prunable
 from prunnet.config import check_density
 from prunnet.errors import ConfigError, unknown
 from prunnet.masks import LayerMasks, StoredMasks, top_k_mask, update_all
+from prunnet.narrow import Narrow, can_be_narrow
 
 if TYPE_CHECKING:
-    from prunnet.channel_scores import Channels
     from prunnet.nets import RetrievalNet
 
 GRANULARITIES = ("weight", "nm", "kernel", "channel")
@@ -49,15 +50,20 @@ class Selection:
         """Selects anew, from the scores as they are now."""
         raise NotImplementedError
 
-    def score_rows(self, gradients: Sequence[Mapping[str, Tensor]], masks: Sequence[int | None]) -> list[ScoreRows]:
+    def narrow(self, mask: int) -> Narrow | None:
+        """A cut as the same modules with smaller tensors; None where there is no such thing."""
+        return None
+
+    def score_rows(self, gradients: Sequence[Mapping[str, Tensor]], cuts: Sequence[Cut]) -> list[ScoreRows]:
         """Gradients of scores that several weights share, from M passes (where not `fused`).
 
-        gradients: one mapping a pass, layer name -> gradient of its (masked) weight.
-        masks: which mask each pass had; None: it was dense.
+        gradients: one mapping a pass, layer name -> gradient of its (masked, or smaller) weight.
         """
         raise NotImplementedError
 
 
+Cut = int | Narrow | None
+"""What a pass had of the weights: a mask, smaller tensors, or (None) all of them."""
 ScoreRows = tuple[nn.Parameter, Tensor]
 """A score tensor and its gradients [M, *shape]."""
 
@@ -120,15 +126,14 @@ class KernelSelection(_Stored):
         return top_k_mask(self.scores[name], capacity).expand_as(self.weights[name])
 
     @torch.no_grad()
-    def score_rows(self, gradients: Sequence[Mapping[str, Tensor]], masks: Sequence[int | None]) -> list[ScoreRows]:
-        return [(s, self._rows(name, s, gradients, masks)) for name, s in self.scores.items()]  # type: ignore[misc]
+    def score_rows(self, gradients: Sequence[Mapping[str, Tensor]], cuts: Sequence[Cut]) -> list[ScoreRows]:
+        return [(s, self._rows(name, s, gradients, cuts)) for name, s in self.scores.items()]  # type: ignore[misc]
 
-    def _rows(
-        self, name: str, score: Tensor, gradients: Sequence[Mapping[str, Tensor]], masks: Sequence[int | None]
-    ) -> Tensor:
+    def _rows(self, name: str, score: Tensor, gradients: Sequence[Mapping[str, Tensor]], cuts: Sequence[Cut]) -> Tensor:
         weight = self.weights[name].detach()
         given = (
-            g[name] if m is None else self.layers[name].apply(g[name], m) for g, m in zip(gradients, masks, strict=True)
+            self.layers[name].apply(g[name], cut) if isinstance(cut, int) else g[name]
+            for g, cut in zip(gradients, cuts, strict=True)
         )
         places = tuple(range(2, weight.dim()))
         sums = [(g * weight).sum(places, keepdim=True) if places else g * weight for g in given]
@@ -143,37 +148,43 @@ class ChannelSelection(Selection):
 
     def __init__(
         self,
-        channels: Channels,
-        weights: Mapping[str, Tensor],
+        net: RetrievalNet,
         scores: Sequence[Tensor],
         capacities: Sequence[float],
         allocation: str,
     ) -> None:
-        self.channels, self.weights, self.scores, self.allocation = channels, weights, scores, allocation
+        assert net.channels is not None
+        self.net, self.channels, self.scores, self.allocation = net, net.channels, scores, allocation
+        weights = {name: net.get_submodule(name).get_parameter("weight") for name in net.channels.touched}
+        self.weights: Mapping[str, Tensor] = weights
+        self._narrows = can_be_narrow(net)
         self.layers = {name: StoredMasks(weight) for name, weight in weights.items()}
         self.update(capacities)
 
     @torch.no_grad()
     def update(self, capacities: Sequence[float], threads: Executor | None = None) -> None:
-        kept = [self.channels.keep(self.scores, capacity, self.allocation) for capacity in capacities]
+        kept = self._kept = [self.channels.keep(self.scores, capacity, self.allocation) for capacity in capacities]
         self._ends = [{name: self.channels.ends(name, units) for name in self.layers} for units in kept]
         for name, masks in self.layers.items():
-            masks.set([_both_ends(self.weights[name], *ends[name]) for ends in self._ends])
+            masks.set([partial(_both_ends, self.weights[name], *ends[name]) for ends in self._ends])
+
+    def narrow(self, mask: int) -> Narrow | None:
+        return Narrow(self.net, self._ends[mask], self._kept[mask]) if self._narrows else None
 
     @torch.no_grad()
-    def score_rows(self, gradients: Sequence[Mapping[str, Tensor]], masks: Sequence[int | None]) -> list[ScoreRows]:
+    def score_rows(self, gradients: Sequence[Mapping[str, Tensor]], cuts: Sequence[Cut]) -> list[ScoreRows]:
         """Straight through the mask wherever it stands: the sum of g * w over all weights that a unit's mask touches,
         those that make its channels and those that read them. Behind a BatchNorm the former sum is 0, since the loss
         does not feel a filter's length: what reads a channel is what tells its worth."""
         rows = [[torch.zeros_like(score) for score in self.scores] for _ in gradients]
-        for number, (of_pass, mask) in enumerate(zip(gradients, masks, strict=True)):
+        for number, (of_pass, cut) in enumerate(zip(gradients, cuts, strict=True)):
             for name, weight in self.weights.items():
-                product = of_pass[name] * weight.detach()
+                product = of_pass[name] * (cut.small[name] if isinstance(cut, Narrow) else weight).detach()
                 product = product.flatten(2).sum(2) if product.dim() > 2 else product
-                if mask is not None:
-                    made, read = self._ends[mask][name]
+                if isinstance(cut, int):
+                    made, read = self._ends[cut][name]
                     product = product * made[:, None] * (read[None] if len(read) == product.shape[1] else 1)
-                self.channels.gather(name, product, rows[number])
+                self.channels.gather(name, product, rows[number], cut.ends[name] if isinstance(cut, Narrow) else None)
         return [
             (score, torch.stack([row[i] for row in rows]) * score.detach().sign())  # type: ignore[misc]
             for i, score in enumerate(self.scores)
@@ -207,9 +218,7 @@ def select(
         raise ConfigError(f"allocation {allocation!r} makes no sense with granularity {granularity!r}; valid: layer")
     scores = {name: p if random_scores is None else random_scores(p) for name, p in prunable.scores(net).items()}
     if granularity == "channel":
-        assert net.channels is not None
-        weights = {name: net.get_submodule(name).get_parameter("weight") for name in net.channels.touched}
-        return ChannelSelection(net.channels, weights, list(scores.values()), capacities, allocation)
+        return ChannelSelection(net, list(scores.values()), capacities, allocation)
     if granularity == "weight":
         return WeightSelection(scores, capacities, allocation)
     return {"nm": NmSelection, "kernel": KernelSelection}[granularity](net, scores, capacities)

@@ -9,7 +9,7 @@ device.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 
 import numpy as np
@@ -159,23 +159,29 @@ class StoredMasks:
     """
 
     def __init__(self, weight: Tensor) -> None:
-        self._like, self._masks = weight.detach(), list[Tensor]()
+        self._like, self._masks = weight.detach(), list[Tensor | Callable[[], Tensor]]()
 
-    def set(self, masks: Sequence[Tensor]) -> None:
-        """The masks of the layer, boolean and of the weight's shape."""
-        self._masks = [torch.empty_like(self._like, dtype=torch.bool).copy_(mask) for mask in masks]
+    def set(self, masks: Sequence[Tensor | Callable[[], Tensor]]) -> None:
+        """The masks of the layer, boolean and of the weight's shape; a callable is called when its mask is wanted."""
+        self._masks = [mask if callable(mask) else self._kept(mask) for mask in masks]
+
+    def _kept(self, mask: Tensor) -> Tensor:
+        return torch.empty_like(self._like, dtype=torch.bool).copy_(mask)
 
     def apply(self, values: Tensor, index: int) -> Tensor:
         """As `LayerMasks.apply`."""
-        return laid_out_like(values.detach(), self._like) * self._masks[index]
+        return laid_out_like(values.detach(), self._like) * self.mask(index)
 
     def apply_rows(self, values: Tensor, index: int, *, out: Tensor, kernels: slice = slice(None)) -> None:
         """As `LayerMasks.apply_rows`."""
-        torch.mul(values, in_memory_order(self._masks[index])[kernels], out=out)
+        torch.mul(values, in_memory_order(self.mask(index))[kernels], out=out)
 
     def mask(self, index: int) -> Tensor:
         """Boolean mask `index` [*weight.shape]."""
-        return self._masks[index]
+        mask = self._masks[index]
+        if callable(mask):
+            mask = self._masks[index] = self._kept(mask())
+        return mask
 
 
 @torch.no_grad()

@@ -19,13 +19,14 @@ from prunnet import data, prunable
 from prunnet.backbones import NAMED, inspect_backbone
 from prunnet.checkpoint import load_network, save_network
 from prunnet.communication import Reducer
-from prunnet.config import DataConfig, ModelConfig, TrainConfig
+from prunnet.config import DataConfig, ModelConfig, TrainConfig, parse_recipe
 from prunnet.cost import layer_macs
 from prunnet.data.transforms import Preprocessing
 from prunnet.export import export, identity, open_export
 from prunnet.masks import keep_count
 from prunnet.nets import RetrievalNet
 from prunnet.objectives import Context, make_objective
+from prunnet.objectives.masked import Masked
 from prunnet.subnetworks import Subnetwork, subnetwork
 from prunnet.training import Trainer
 from tests.conftest import striped_images
@@ -85,6 +86,32 @@ def fresh(name: str, **arguments: Any) -> RetrievalNet:
 
 def images(count: int = 4) -> Tensor:
     return torch.randn(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_pass_on_fewer_channels_gives_the_gradients_of_a_masked_pass(name: str) -> None:
+    """In training mode, where BatchNorm sees the batch; in float64. Attention keeps masks: its heads have a width."""
+    net = copy.deepcopy(by_channel(name)).double().train()
+    config = parse_recipe({"train": {"granularity": "channel", "channel_multiple": 2, "capacities": [0.6, 0.3]}}).train
+    batch, labels = images(6).double(), torch.tensor([0, 1, 2, 3, 0, 1])
+    found = []
+    for narrows in (None, False):
+        objective = make_objective(net, config, Context(Reducer(), torch.float32, None, None, None, 10))  # type: ignore[arg-type]
+        assert isinstance(objective, Masked)
+        objective._narrows = narrows
+        net.zero_grad()
+        torch.manual_seed(0)  # Swin drops branches at random
+        losses = objective.backward(batch, labels, step=3)
+        found.append((losses, {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}))
+        assert objective._narrows is (
+            narrows is None and name not in ("vit_small_patch16_224", "swin_tiny_patch4_window7_224")
+        )
+    (narrow_losses, narrow), (masked_losses, masked) = found
+    assert {n: float(v) for n, v in narrow_losses.items()} == pytest.approx(
+        {n: float(v) for n, v in masked_losses.items()}, rel=1e-9
+    )
+    assert narrow.keys() == masked.keys()
+    for key, gradient in masked.items():
+        assert torch.allclose(narrow[key], gradient, atol=1e-9), key
 
 
 def test_the_named_backbones_are_the_tested_ones(name: str) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,10 +23,21 @@ from prunnet.communication import Pending
 from prunnet.config import TrainConfig
 from prunnet.conflict import LayerRows, integrate, integrate_layers
 from prunnet.errors import ConfigError
-from prunnet.granularity import select
+from prunnet.granularity import Cut, ScoreRows, select
 from prunnet.masks import LayerMasks, StoredMasks, in_memory_order, laid_out_like
+from prunnet.narrow import Narrow
 from prunnet.nets import RetrievalNet
 from prunnet.objectives import Context, Objective, Term
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What came of one pass; its gradients are on their way."""
+
+    pending: Pending
+    loss: Tensor
+    narrow: Narrow | None
+    """Whose tensors the gradients are of; None: of whole weights."""
 
 
 class Masked(Objective):
@@ -54,6 +67,8 @@ class Masked(Objective):
         """Shared weights that read what a mask cuts (granularity `channel`): masked, too, and trained by the main
         pass."""
         self._conflicts: list[Tensor] = []
+        self._narrows: bool | None = None
+        """Whether passes of channel cuts run on smaller tensors; None: not looked at yet."""
         self._both = Both(net)
         self._threads = ThreadPoolExecutor(torch.get_num_threads())
 
@@ -87,13 +102,10 @@ class Masked(Objective):
         self.capacities = self.draw(step)
         self.update_masks()
         targets = () if self.term is None else self.term.targets(images, labels)
-        pending, losses = [], []
-        for index in range(len(self.capacities)):
-            gradients, loss = self._pass(images, labels, targets, index)
-            pending.append(gradients)
-            losses.append(loss)
+        passes = [self._pass(images, labels, targets, index) for index in range(len(self.capacities))]
+        losses = [run.loss for run in passes]
         weights = self.pass_weights(losses)
-        self.integrate([gradients.wait() for gradients in pending], step, weights)
+        self.integrate([run.pending.wait() for run in passes], step, weights, [run.narrow for run in passes])
         return dict(zip(self.pass_names(), losses, strict=True))
 
     def update_masks(self) -> None:
@@ -101,24 +113,40 @@ class Masked(Objective):
         if self.masked:
             self.selection.update(self.masked, self._threads)
 
-    def _pass(self, images: Tensor, labels: Tensor, targets: tuple[Tensor, ...], index: int) -> tuple[Pending, Tensor]:
+    def _pass(self, images: Tensor, labels: Tensor, targets: tuple[Tensor, ...], index: int) -> _Pass:
         """Gradients of one pass, in the order of `weights`, `readers` and, from the main one, `shared`."""
         learned = {**self.weights, **self.readers}
+        mask, narrow = self._mask(index), self._narrow(index, images)
         used: dict[str, Tensor] = dict(learned)
         tensors: dict[str, Tensor] = {}
-        mask = self._mask(index)
-        if mask is not None:
+        if narrow is not None:
+            used = narrow.weights(learned)
+            tensors = {f"net.{name}": tensor for name, tensor in narrow.others().items()}
+        elif mask is not None:
             used = {name: self.masks[name].apply(w, mask).requires_grad_() for name, w in learned.items()}
-            tensors = {f"net.{name}.weight": weight for name, weight in used.items()}
+        if mask is not None:
+            tensors |= {f"net.{name}.weight": weight for name, weight in used.items()}
         if index == 0:
             loss = self._loss(images, labels, targets, tensors)
             wanted = [*used.values(), *self.shared.values()]
             gradients = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
         else:
-            with prunable.frozen_statistics(self.net):
+            with prunable.frozen_statistics(self.net), nullcontext() if narrow is None else narrow.groups():
                 loss = self._loss(images, labels, targets, tensors)
-            gradients = torch.autograd.grad(loss, list(used.values()))
-        return self.reducer.start(gradients), loss.detach()
+                gradients = torch.autograd.grad(loss, list(used.values()))
+        return _Pass(self.reducer.start(gradients), loss.detach(), narrow)
+
+    def _narrow(self, index: int, images: Tensor) -> Narrow | None:
+        """A pass' cut as smaller tensors, where that gives what masks give (looked at once); never the main one's,
+        which trains what all capacities share."""
+        mask = self._mask(index)
+        if index == 0 or mask is None or self._narrows is False:
+            return None
+        narrow = self.selection.narrow(mask)
+        if self._narrows is None:
+            masked = {f"{n}.weight": self.masks[n].apply(w, mask) for n, w in {**self.weights, **self.readers}.items()}
+            self._narrows = narrow is not None and narrow.agrees(masked, images[:2])
+        return narrow if self._narrows else None
 
     def _mask(self, index: int) -> int | None:
         """Which of `masks` a pass has; None: it is dense."""
@@ -129,10 +157,19 @@ class Masked(Objective):
         return total_loss(self.config, self.term, logits, features, labels, targets)
 
     @torch.no_grad()
-    def integrate(self, passes: list[list[Tensor]], step: int, weights: Tensor | None = None) -> None:
-        """Fills `.grad` from the averaged gradients of all passes; `passes[0]` is the main one's."""
+    def integrate(
+        self,
+        passes: list[list[Tensor]],
+        step: int,
+        weights: Tensor | None = None,
+        narrows: Sequence[Narrow | None] = (),
+    ) -> None:
+        """Fills `.grad` from the averaged gradients of all passes; `passes[0]` is the main one's. `narrows`: the passes
+        whose gradients are of smaller tensors."""
         generator = torch.Generator().manual_seed(step_seed(self.config.seed, step))
-        named = [dict(zip((*self.weights, *self.readers), gradients, strict=False)) for gradients in passes]
+        learned = {**self.weights, **self.readers}
+        named = [dict(zip(learned, gradients, strict=False)) for gradients in passes]
+        cuts = [cut or self._mask(index) for index, cut in enumerate(narrows or [None] * len(passes))]
         rest = passes[0][len(self.weights) + len(self.readers) :]
         for (name, parameter), gradient in zip(self.shared.items(), rest, strict=True):
             reader = name.removesuffix(".weight")
@@ -148,28 +185,20 @@ class Masked(Objective):
         }
         block = self.config.block or "tensor"
         orders = [torch.randperm(len(passes), generator=generator).tolist() for _ in self.weights]
-        layers = [self._layer_rows(name, [gradients[name] for gradients in named]) for name in self.weights]
+        whole = [
+            cut.widen(gradients, self.weights) if isinstance(cut, Narrow) else gradients
+            for gradients, cut in zip(named, cuts, strict=True)
+        ]
+        layers = [self._layer_rows(name, [gradients[name] for gradients in whole], cuts) for name in self.weights]
         conflicts = integrate_layers(layers, orders, block=block, given=weights, **options)
         if conflicts is not None:
             self._conflicts.append(conflicts)
         if not self.selection.fused:
             order = torch.randperm(len(passes), generator=generator).tolist()
-            self._integrate_scores(named, block, {**options, "order": order, "weights": weights})
+            rows = self.selection.score_rows(named, cuts)
+            _integrate_scores(rows, block, {**options, "order": order, "weights": weights})
 
-    def _integrate_scores(self, passes: list[dict[str, Tensor]], block: str, options: dict[str, Any]) -> None:
-        """Scores that stand for several weights. One of a channel is a number, which has no direction: the block is
-        then the whole tensor."""
-        rows = self.selection.score_rows(passes, [self._mask(index) for index in range(len(passes))])
-        if block == "network":
-            flat = torch.cat([of_score.flatten(1) for _, of_score in rows], dim=1)
-            joined = integrate(flat, block="tensor", **options).split([score.numel() for score, _ in rows])
-            for (score, _), gradient in zip(rows, joined, strict=True):
-                score.grad = gradient.view_as(score)
-            return
-        for score, of_score in rows:
-            score.grad = integrate(of_score, block=block if score.dim() > 1 else "tensor", **options)
-
-    def _layer_rows(self, name: str, gradients: list[Tensor]) -> LayerRows:
+    def _layer_rows(self, name: str, gradients: list[Tensor], cuts: Sequence[Cut]) -> LayerRows:
         """One layer's gradients from all passes; each subnetwork's is put under its mask when it is read."""
         weight, masks = self.weights[name], self.masks[name]
         score = self.scores[name] if self.selection.fused else None
@@ -177,12 +206,11 @@ class Masked(Objective):
         rows = [in_memory_order(laid_out_like(gradient, weight)) for gradient in gradients]
 
         def fill(kernels: slice, out: Tensor) -> None:
-            for index, gradient in enumerate(rows):
-                mask = self._mask(index)
-                if mask is None:
+            for index, (gradient, cut) in enumerate(zip(rows, cuts, strict=True)):
+                if isinstance(cut, int):
+                    masks.apply_rows(gradient[kernels], cut, out=out[:, index], kernels=kernels)
+                else:  # dense, or widened from smaller tensors, 0 where nothing was
                     out[:, index] = gradient[kernels]
-                else:
-                    masks.apply_rows(gradient[kernels], mask, out=out[:, index], kernels=kernels)
 
         return LayerRows(
             fill=fill,
@@ -192,6 +220,19 @@ class Masked(Objective):
             score=None if score is None else in_memory_order(laid_out_like(score.detach(), weight)),
             score_grad=None if score is None else in_memory_order(_grad(score)),
         )
+
+
+def _integrate_scores(rows: list[ScoreRows], block: str, options: dict[str, Any]) -> None:
+    """Scores that stand for several weights. One of a channel is a number, which has no direction: the block is
+    then the whole tensor."""
+    if block == "network":
+        flat = torch.cat([of_score.flatten(1) for _, of_score in rows], dim=1)
+        joined = integrate(flat, block="tensor", **options).split([score.numel() for score, _ in rows])
+        for (score, _), gradient in zip(rows, joined, strict=True):
+            score.grad = gradient.view_as(score)
+        return
+    for score, of_score in rows:
+        score.grad = integrate(of_score, block=block if score.dim() > 1 else "tensor", **options)
 
 
 def _check_passes(net: RetrievalNet, config: TrainConfig) -> None:

@@ -1,0 +1,167 @@
+"""The same modules with fewer channels: a training pass of a channel cut costs what the cut costs, not what the dense
+network does.
+
+Where only convolutions, linear layers and BatchNorms touch the channels that are cut, a masked pass and one with the
+kept channels' tensors alone give the same loss and the same gradients: what is cut is not read, and BatchNorm knows
+each channel by itself. Elsewhere (the heads of an attention, a layer of another kind) the pass stays a masked one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+if TYPE_CHECKING:
+    from prunnet.nets import RetrievalNet
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_PLAIN = (*_CONVOLUTIONS, nn.Linear)
+"""Exactly these: a layer that is derived from one may do something with its weight that depends on its shape."""
+_AGREE = 1e-3
+"""Of the largest feature: by how much both ways may differ in float32."""
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Channels of a layer that stay: indices, ascending."""
+
+    made: Tensor
+    read: Tensor | None
+    """None where the inputs go with the outputs (grouped convolutions)."""
+
+    def cut(self, weight: Tensor) -> Tensor:
+        """[O, I, …] -> what is left of it, in the weight's memory format."""
+        small = weight.index_select(0, self.made)
+        small = small if self.read is None else small.index_select(1, self.read)
+        last = weight.dim() == 4 and not weight.is_contiguous()
+        return small.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+    def widen(self, gradient: Tensor, weight: Tensor) -> Tensor:
+        """A gradient of what is left -> of the whole weight, 0 elsewhere, in the weight's memory format."""
+        wide = torch.zeros_like(weight, dtype=gradient.dtype)
+        if self.read is None:
+            return wide.index_copy_(0, self.made, gradient)
+        rows = torch.zeros_like(wide[: len(self.made)]).index_copy_(1, self.read, gradient)
+        return wide.index_copy_(0, self.made, rows)
+
+
+class Narrow:
+    """One cut of a network of channels.
+
+    Args:
+        ends: layer -> (outputs, inputs) that stay, boolean.
+        kept: the units that stay, boolean, group by group.
+    """
+
+    def __init__(self, net: RetrievalNet, ends: Mapping[str, tuple[Tensor, Tensor]], kept: Sequence[Tensor]) -> None:
+        self.net = net
+        self.small: dict[str, Tensor] = {}
+        """Weights of the pass, by layer."""
+        self.ends: dict[str, Ends] = {}
+        self._groups: dict[str, int] = {}
+        for name, (made, read) in ends.items():
+            module = net.get_submodule(name)
+            whole = len(read) == module.get_parameter("weight").shape[1]
+            self.ends[name] = Ends(_places(made), _places(read) if whole else None)
+            if getattr(module, "groups", 1) != 1:
+                self._groups[name] = int(module.groups) * int(made.sum()) // len(made)  # type: ignore[arg-type]
+        self._norms = {name: _places(stays) for name, stays in _norms(net, kept).items()}
+
+    def weights(self, learned: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What is left of each layer's weight, as leaves that ask for gradients."""
+        self.small = {name: self.ends[name].cut(weight.detach()).requires_grad_() for name, weight in learned.items()}
+        return self.small
+
+    def widen(self, gradients: Mapping[str, Tensor], learned: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gradients of what is left -> of the whole weights, 0 elsewhere."""
+        return {name: self.ends[name].widen(gradients[name], weight) for name, weight in learned.items()}
+
+    def others(self) -> dict[str, Tensor]:
+        """What goes with them: biases, and parameters and statistics of BatchNorms, by their names in the network."""
+        tensors = {}
+        for name, places in (*((n, ends.made) for n, ends in self.ends.items()), *self._norms.items()):
+            module = self.net.get_submodule(name)
+            wanted = ("weight", "bias", "running_mean", "running_var") if name in self._norms else ("bias",)
+            for part in wanted:
+                tensor = module._parameters.get(part, module._buffers.get(part))
+                if tensor is not None:
+                    tensors[f"{name}.{part}"] = tensor.detach().index_select(0, places)
+        return tensors
+
+    @contextmanager
+    def groups(self) -> Iterator[None]:
+        """Grouped convolutions have fewer groups inside."""
+        modules = {name: self.net.get_submodule(name) for name in self._groups}
+        before = {name: module.groups for name, module in modules.items()}
+        try:
+            for name, module in modules.items():
+                module.groups = self._groups[name]  # type: ignore[assignment]
+            yield
+        finally:
+            for name, module in modules.items():
+                module.groups = before[name]
+
+    @torch.no_grad()
+    def agrees(self, masked: Mapping[str, Tensor], images: Tensor) -> bool:
+        """Whether a few images get the features that they get from masked weights, both in evaluation mode."""
+        training = self.net.training
+        self.net.eval()
+        try:
+            wanted = _features(self.net, masked, images)
+            learned = {name: self.net.get_submodule(name).get_parameter("weight") for name in self.ends}
+            small = {f"{name}.weight": weight for name, weight in self.weights(learned).items()}
+            with self.groups():
+                found = _features(self.net, {**small, **self.others()}, images)
+        except (RuntimeError, ValueError):  # a module that knows how wide it is
+            return False
+        finally:
+            self.net.train(training)
+        return bool((found - wanted).abs().max() <= _AGREE * wanted.abs().max())
+
+
+def can_be_narrow(net: RetrievalNet) -> bool:
+    """Whether all that touches the channels of a network is of the kinds that a narrow pass knows."""
+    if net.channels is None:
+        return False
+    sites = {layer for group in net.channels.graph.groups for layer, _ in group.sites}
+    modules = [net.get_submodule(name) for name in sites]
+    heads = set(net.channels.graph.heads.values()) & sites
+    return not heads and all(type(m) in _PLAIN or isinstance(m, _BatchNorm) for m in modules)
+
+
+def _features(net: RetrievalNet, tensors: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    return torch.func.functional_call(_Features(net), {f"net.{name}": t for name, t in tensors.items()}, (images,))
+
+
+class _Features(nn.Module):
+    """Lets functional_call reach the features."""
+
+    def __init__(self, net: RetrievalNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net.features(images)
+
+
+def _norms(net: RetrievalNet, kept: Sequence[Tensor]) -> dict[str, Tensor]:
+    """BatchNorm -> its channels that stay, boolean."""
+    assert net.channels is not None
+    stays: dict[str, Tensor] = {}
+    for group, units in zip(net.channels.graph.groups, kept, strict=True):
+        for (layer, side), numbers in group.sites.items():
+            if side == "norm":
+                unit = torch.as_tensor(numbers, device=units.device)
+                mine = (unit < 0) | units[unit.clamp(min=0)]
+                stays[layer] = stays[layer] & mine if layer in stays else mine
+    return stays
+
+
+def _places(stays: Tensor) -> Tensor:
+    return stays.nonzero().squeeze(1)
