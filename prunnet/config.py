@@ -141,6 +141,9 @@ class TrainConfig(Section):
     epochs: Positive = 10
     batch_size: Positive = 64
     """Images a step, over all workers."""
+    accumulate: Positive = 1
+    """Parts of a worker's share of the batch that run one after another, their gradients averaged, to save memory.
+    BatchNorm and losses that compare images see a part at a time."""
     sampling: Literal["shuffled", "balanced"] = "shuffled"
     """balanced: P x K batches, `per_class` images of each of batch_size / per_class classes, all classes equally often;
     for losses that compare images within a batch."""
@@ -307,6 +310,8 @@ class Recipe(Section):
         parts = self.model_dump(mode="json", include={"data", "model", "train"})
         for key in ("checkpoint_every_steps", "checkpoint_every_minutes"):
             del parts["train"][key]
+        if self.train.accumulate == 1:
+            del parts["train"]["accumulate"]
         if self.train.granularity != "channel":
             del parts["train"]["channel_multiple"]
         if self.train.granularity == "weight":  # files of before it was a choice keep their hashes

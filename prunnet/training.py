@@ -77,7 +77,7 @@ class Trainer:
         self.device = torch.device(device)
         self.reducer = Reducer(group)
         self.dtype = compute_dtype(config.precision, self.device, net, preprocessing.image_size)
-        self.steps_per_epoch = steps_per_epoch(len(train_set), config.batch_size, self.reducer.world)
+        self.steps_per_epoch = steps_per_epoch(len(train_set), config, self.reducer.world)
         layout = torch.channels_last if self.dtype == torch.bfloat16 else torch.contiguous_format
         self.net: RetrievalNet = net.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
         self.layout = layout
@@ -211,13 +211,16 @@ def clip_gradients(net: nn.Module, limit: float) -> None:
         nn.utils.clip_grads_with_norm_(parameters, limit, norm)
 
 
-def steps_per_epoch(images: int, batch_size: int, workers: int) -> int:
+def steps_per_epoch(images: int, config: TrainConfig, workers: int) -> int:
     """Full batches in an epoch.
 
-    Raises ConfigError for a batch that the workers cannot share evenly, DataError for fewer images than a batch.
+    Raises ConfigError for a batch that the workers, and the parts of their shares, cannot share evenly; DataError for
+    fewer images than a batch.
     """
-    if batch_size % workers:
-        raise ConfigError(f"train.batch_size={batch_size} cannot be shared evenly by {workers} workers")
+    batch_size, parts = config.batch_size, config.accumulate
+    if batch_size % (workers * parts):
+        in_parts = f" in train.accumulate={parts} parts each" if parts > 1 else ""
+        raise ConfigError(f"train.batch_size={batch_size} cannot be shared evenly by {workers} workers{in_parts}")
     if images < batch_size:
         raise DataError(f"{images} training images are fewer than train.batch_size={batch_size}")
     return images // batch_size

@@ -100,7 +100,7 @@ def train_stage(recipe: Recipe, run: Run, path: Path, dataset: Dataset, console:
         return
     # What workers would refuse is said here, at once, before any is started.
     make_net(recipe.model_copy(update={"model": recipe.model.model_copy(update=NOT_FETCHED)}), dataset)
-    steps_per_epoch(len(dataset.train), recipe.train.batch_size, recipe.cluster.workers)
+    steps_per_epoch(len(dataset.train), recipe.train, recipe.cluster.workers)
     capacity = f" at capacity {recipe.train.alone:g}" if recipe.train.alone else ""
     console.print(
         f"training {recipe.train.method}{capacity} on {len(dataset.train)} images of {len(dataset.class_names)} classes"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from prunnet import prunable
 from prunnet.config import TrainConfig
+from prunnet.errors import ConfigError
 from prunnet.masks import global_counts, keep_count
 from prunnet.objectives import ndpp, odpp
 from prunnet.objectives.asymmetric import MARGIN, Asymmetric
@@ -29,9 +30,13 @@ from prunnet.objectives.regression import Regression
 from prunnet.objectives.sfsc import evidential_loss, kl_to_uniform, uncertainty
 from prunnet.objectives.switchable import Switchable
 from prunnet.subnetworks import subnetwork
+from prunnet.training import steps_per_epoch
 from tests import reference
 from tests.conftest import tiny_net
 from tests.methods import CASES, batch, config_of, gradients, images, net_for, objective_of, save_old
+
+COUPLED = {"asymmetric", "prunnet + asymmetric"}
+"""Their loss is of triplets within a batch."""
 
 
 @pytest.fixture(scope="module")
@@ -426,3 +431,24 @@ def test_the_cases_hold_every_method_and_variant() -> None:
         annotation = TrainConfig.model_fields[variant].annotation
         names = {name for part in get_args(annotation) for name in get_args(part)}
         assert names <= {getattr(config, variant) for config in used}, variant
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in COUPLED])
+def test_a_batch_in_parts_gives_the_same_gradients(case: str, old: Path) -> None:
+    found = []
+    for parts in (1, 2):
+        config = config_of(case, old, accumulate=parts)
+        net = net_for(config)
+        found.append(gradients(objective_of(config, net), net, batch()))
+    whole, in_parts = found
+    assert whole.keys() == in_parts.keys()
+    for name, gradient in whole.items():
+        assert torch.allclose(in_parts[name], gradient, atol=1e-10), name
+
+
+def test_parts_that_do_not_divide_the_batch_are_refused() -> None:
+    config = config_of("prunnet", Path("none"), accumulate=3)
+    with pytest.raises(
+        ConfigError, match=r"train.batch_size=8 cannot be shared evenly by 1 workers in train.accumulate=3"
+    ):
+        steps_per_epoch(100, config, 1)

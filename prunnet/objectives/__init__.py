@@ -7,7 +7,7 @@ terms that compare with an old network (`Term`), which a single network is train
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +63,10 @@ class Term:
     def load_state(self, state: dict[str, Tensor]) -> None: ...
 
 
+Part = tuple[Tensor, Tensor, tuple[Tensor, ...]]
+"""Images, labels, and what the term's old network says of them."""
+
+
 class Objective:
     """What the training loop asks of a method.
 
@@ -80,6 +84,12 @@ class Objective:
         Returns this worker's losses, by name, each a scalar.
         """
         raise NotImplementedError
+
+    def parts(self, images: Tensor, labels: Tensor) -> list[Part]:
+        """A worker's batch in `train.accumulate` equal parts."""
+        count, term = self.config.accumulate, self.term
+        chunks = zip(images.chunk(count), labels.chunk(count), strict=True)
+        return [(i, k, () if term is None else term.targets(i, k)) for i, k in chunks]
 
     def start_epoch(self, epoch: int) -> None:
         """Called before the first step of an epoch; a resume inside an epoch restores `state` instead."""
@@ -103,6 +113,14 @@ class Objective:
         """Sets what `state` gave."""
         if self.term is not None:
             self.term.load_state(state)
+
+
+@torch.no_grad()
+def mean(found: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Place by place, over the parts of a batch; one part stays as it is."""
+    if len(found) == 1:
+        return list(found[0])
+    return [torch.stack(list(same)).mean(0) for same in zip(*found, strict=True)]
 
 
 def make_objective(net: RetrievalNet, config: TrainConfig, context: Context) -> Objective:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from prunnet.granularity import Cut, ScoreRows, select
 from prunnet.masks import LayerMasks, StoredMasks, in_memory_order, laid_out_like
 from prunnet.narrow import Narrow
 from prunnet.nets import RetrievalNet
-from prunnet.objectives import Context, Objective, Term
+from prunnet.objectives import Context, Objective, Part, Term, mean
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ class Masked(Objective):
     def backward(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         self.capacities = self.draw(step)
         self.update_masks()
-        targets = () if self.term is None else self.term.targets(images, labels)
-        passes = [self._pass(images, labels, targets, index) for index in range(len(self.capacities))]
+        parts = self.parts(images, labels)
+        passes = [self._pass(parts, index) for index in range(len(self.capacities))]
         losses = [run.loss for run in passes]
         weights = self.pass_weights(losses)
         self.integrate([run.pending.wait() for run in passes], step, weights, [run.narrow for run in passes])
@@ -113,10 +113,10 @@ class Masked(Objective):
         if self.masked:
             self.selection.update(self.masked, self._threads)
 
-    def _pass(self, images: Tensor, labels: Tensor, targets: tuple[Tensor, ...], index: int) -> _Pass:
+    def _pass(self, parts: Sequence[Part], index: int) -> _Pass:
         """Gradients of one pass, in the order of `weights`, `readers` and, from the main one, `shared`."""
         learned = {**self.weights, **self.readers}
-        mask, narrow = self._mask(index), self._narrow(index, images)
+        mask, narrow = self._mask(index), self._narrow(index, parts[0][0])
         used: dict[str, Tensor] = dict(learned)
         tensors: dict[str, Tensor] = {}
         if narrow is not None:
@@ -126,15 +126,21 @@ class Masked(Objective):
             used = {name: self.masks[name].apply(w, mask).requires_grad_() for name, w in learned.items()}
         if mask is not None:
             tensors |= {f"net.{name}.weight": weight for name, weight in used.items()}
-        if index == 0:
-            loss = self._loss(images, labels, targets, tensors)
-            wanted = [*used.values(), *self.shared.values()]
-            gradients = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
-        else:
-            with prunable.frozen_statistics(self.net), nullcontext() if narrow is None else narrow.groups():
-                loss = self._loss(images, labels, targets, tensors)
-                gradients = torch.autograd.grad(loss, list(used.values()))
-        return _Pass(self.reducer.start(gradients), loss.detach(), narrow)
+        wanted = [*used.values(), *(self.shared.values() if index == 0 else ())]
+        with ExitStack() as inside:
+            if index > 0:
+                inside.enter_context(prunable.frozen_statistics(self.net))
+            if narrow is not None:
+                inside.enter_context(narrow.groups())
+            *gradients, loss = mean([self._gradients(part, tensors, wanted) for part in parts])
+        return _Pass(self.reducer.start(gradients), loss, narrow)
+
+    def _gradients(self, part: Part, tensors: dict[str, Tensor], wanted: Sequence[Tensor]) -> list[Tensor]:
+        """Of the loss on a part of the batch; the last is the loss itself."""
+        images, labels, targets = part
+        logits, features = self._both.run(images, tensors, self.dtype)
+        loss = total_loss(self.config, self.term, logits, features, labels, targets)
+        return [*torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True), loss.detach()]
 
     def _narrow(self, index: int, images: Tensor) -> Narrow | None:
         """A pass' cut as smaller tensors, where that gives what masks give (looked at once); never the main one's,
@@ -151,10 +157,6 @@ class Masked(Objective):
     def _mask(self, index: int) -> int | None:
         """Which of `masks` a pass has; None: it is dense."""
         return None if self.capacities[index] == 1.0 else index - (self.capacities[0] == 1.0)
-
-    def _loss(self, images: Tensor, labels: Tensor, targets: tuple[Tensor, ...], tensors: dict[str, Tensor]) -> Tensor:
-        logits, features = self._both.run(images, tensors, self.dtype)
-        return total_loss(self.config, self.term, logits, features, labels, targets)
 
     @torch.no_grad()
     def integrate(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from prunnet.config import TrainConfig
 from prunnet.nets import RetrievalNet
-from prunnet.objectives import Context, Objective, Term
+from prunnet.objectives import Context, Objective, Part, Term, mean
 from prunnet.objectives.masked import Both, total_loss
 from prunnet.widths import SwitchableNet
 
@@ -32,18 +32,13 @@ class Switchable(Objective):
         self._both = Both(net)
 
     def backward(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
-        targets = () if self.term is None else self.term.targets(images, labels)
         pending, losses, uncertainties = [], [], []
+        parts = self.parts(images, labels)
         for index in range(len(self.capacities)):
-            logits, features = self._forward(images, index)
-            own = self.own_loss(logits, labels, index, step)
-            loss = total_loss(self.config, self.term, logits, features, labels, targets, own)
-            gradients = torch.autograd.grad(
-                loss, [*self.shared, *self.norms[index]], allow_unused=True, materialize_grads=True
-            )
+            *gradients, loss, uncertainty = mean([self._gradients(part, index, step) for part in parts])
             pending.append(self.reducer.start(gradients))
-            losses.append(loss.detach())
-            uncertainties.append(self.uncertainty(logits.detach()))
+            losses.append(loss)
+            uncertainties.append(uncertainty)
         passes = [gradients.wait() for gradients in pending]
         for norms, averaged in zip(self.norms, passes, strict=True):
             for parameter, gradient in zip(norms, averaged[len(self.shared) :], strict=True):
@@ -51,6 +46,16 @@ class Switchable(Objective):
         with torch.no_grad():
             self.combine([averaged[: len(self.shared)] for averaged in passes], uncertainties, step)
         return {f"loss_{c:g}": loss for c, loss in zip(self.capacities, losses, strict=True)}
+
+    def _gradients(self, part: Part, index: int, step: int) -> list[Tensor]:
+        """Of the loss on a part of the batch; the last two are the loss and what the pass says of itself."""
+        images, labels, targets = part
+        logits, features = self._forward(images, index)
+        own = self.own_loss(logits, labels, index, step)
+        loss = total_loss(self.config, self.term, logits, features, labels, targets, own)
+        wanted = [*self.shared, *self.norms[index]]
+        gradients = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+        return [*gradients, loss.detach(), self.uncertainty(logits.detach())]
 
     def _forward(self, images: Tensor, index: int) -> tuple[Tensor, Tensor]:
         """(logits, features) of pass `index`; 0 is the full network."""
