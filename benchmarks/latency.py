@@ -4,9 +4,9 @@
     python -m benchmarks.latency --runtime compile --backbone mobilenetv2_100
 
 The cuts are interleaved with the dense network, round after round, so that a machine whose clock wanders treats them
-alike;
-what counts is the median over rounds. Values of weights play no part, so nothing is trained. On a GPU, where there is
-one, in bf16 with whole batches; 2:4 there runs on torch's semi-structured kernels.
+alike; what counts is the median over rounds. Values of weights play no part, so nothing is trained. On a GPU, where
+there is one, in bf16, and 2:4 beside the others on the kernels for it where the backbone has linear layers
+(`--backbone vit_small_patch16_224`).
 
 Last line: JSON, `speedup_channel_0.5`, `speedup_channel_0.25`, `speedup_weight_0.5`.
 """
@@ -23,6 +23,7 @@ from torch import nn
 from benchmarks.common import interleaved, median, show, speed_of, spread
 from prunnet import RetrievalNet, subnetwork
 from prunnet.cost import Cost
+from prunnet.sparse_kernels import use_sparse_kernels
 
 CUTS = (("channel", 0.5), ("channel", 0.25), ("weight", 0.5))
 
@@ -47,12 +48,15 @@ def main(
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     torch.set_num_threads(threads)
     cuts = {"dense": cut_network(backbone, "weight", 1.0, size)}
-    cuts |= {f"{kind}_{capacity:g}": cut_network(backbone, kind, capacity, size) for kind, capacity in CUTS}
+    kinds = (*CUTS, ("nm", 0.5)) if device == "cuda" else CUTS
+    cuts |= {f"{kind}_{capacity:g}": cut_network(backbone, kind, capacity, size) for kind, capacity in kinds}
     images = torch.randn(batch, 3, size, size, device=device, dtype=dtype)
     images = images.contiguous(memory_format=torch.channels_last)
 
-    def runner(net: nn.Module) -> Callable[[], None]:
+    def runner(net: nn.Module, name: str) -> Callable[[], None]:
         plain = net.to(device, dtype).eval()
+        if name.startswith("nm"):
+            print(f"{name}: {use_sparse_kernels(plain)} linear layers on kernels for 2:4")
         ready = torch.compile(plain) if runtime == "compile" else plain
 
         def run() -> None:
@@ -63,7 +67,7 @@ def main(
 
         return run
 
-    taken = interleaved({name: runner(net) for name, (net, _) in cuts.items()}, rounds, warmup=10)
+    taken = interleaved({name: runner(net, name) for name, (net, _) in cuts.items()}, rounds, warmup=10)
     print(f"{backbone}, {runtime}, {dtype}, batch {batch}, {size} px, {rounds} rounds, all in each")
     for name, (_, cost) in cuts.items():
         times, ratio, share = taken[name], speed_of(taken, name, "dense"), cost.macs / cost.macs_dense

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plotly.offline import get_plotlyjs
 
-from analysis import plots, report, tables
+from analysis import devices, plots, report, tables
 from analysis.frame import Frame
 from analysis.pareto import Point, front, hypervolume
+from prunnet.errors import ResultsError
 
 points = st.lists(st.builds(Point, st.integers(0, 8), st.integers(0, 8)), max_size=12)
 
@@ -118,3 +119,21 @@ def test_a_missing_pair_is_none() -> None:
     assert frame().get(1.0, 0.3) is None
     assert [row["query_capacity"] for row in frame().cross_tests()] == [1.0, 0.5, 0.2]
     assert frame().points(frame().self_tests())[0] == Point(1_000_000, pytest.approx(0.8), "1")
+
+
+def test_fronts_over_measured_latency_take_the_mean_over_seeds() -> None:
+    measured = {"runtime": "eager", "threads": 2, "device": "cpu"}
+    rows = [
+        {**row, **measured, "granularity": kind, "seed": seed, "map": row["map"] + 0.02 * seed, "latency_ms_b1": 1.0}
+        for row in frame().rows
+        for kind in ("weight", "channel")
+        for seed in (0, 1)
+    ]
+    left, right, *_ = devices.figure(rows).axes
+    for axes in (left, right):
+        assert [line.get_label() for line in axes.containers] == ["single weights, 2 seeds", "channels, 2 seeds"]
+    heights = left.containers[0].lines[0].get_ydata()
+    assert list(heights) == pytest.approx([100 * (0.5 * q + 0.3 + 0.01) for q in (0.2, 0.5, 1.0)])
+    assert "eager, 2 threads, cpu" in right.get_xlabel()
+    with pytest.raises(ResultsError, match="no row has latency_ms_b1"):
+        devices.figure([{**row, "latency_ms_b1": None} for row in rows])

@@ -18,6 +18,7 @@ from prunnet.cost import layer_macs
 from prunnet.errors import ConfigError
 from prunnet.granularity import select
 from prunnet.objectives.masked import Masked
+from prunnet.sparse_kernels import fits, use_sparse_kernels
 from prunnet.subnetworks import Subnetwork, subnetwork
 from tests import reference
 from tests.conftest import tiny_net
@@ -221,6 +222,28 @@ def test_a_saved_cut_of_any_granularity_round_trips(granularity: str, tmp_path) 
     loaded = Subnetwork.load(tmp_path / "cut.safetensors")
     assert torch.equal(loaded.embed(images), cut.embed(images))
     assert torch.allclose(loaded.compact()(images), cut.embed(images), atol=1e-5)
+
+
+def test_sparse_kernels_take_linear_layers_of_two_in_four_whose_shape_they_know() -> None:
+    weight = torch.ones(64, 128)
+    assert not fits(weight)
+    weight.unflatten(1, (-1, 4))[:, :, 1:3] = 0
+    assert fits(weight)
+    assert not fits(weight[:, :100])
+    assert not fits(weight[:50])
+    assert not fits(weight[:, :, None, None])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_sparse_kernels_give_the_features_of_the_masked_network() -> None:
+    options = {"depth": 2, "embed_dim": 128, "num_heads": 2}
+    net = RetrievalNet("vit_small_patch16_224", 4, granularity="nm", options=options)
+    images = torch.randn(8, 3, 224, 224).cuda().bfloat16()
+    small = subnetwork(net, 0.5).compact(224).cuda().bfloat16()
+    wanted = small(images)
+    assert use_sparse_kernels(small) == 8  # fused projection, projection and two of the MLP, in two blocks
+    assert torch.allclose(small(images), wanted, atol=2e-2)
 
 
 # --- how scores are trained -------------------------------------------------------------------------------------

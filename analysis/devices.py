@@ -1,0 +1,83 @@
+"""What a device feels: accuracy over multiply-adds and over measured latency, a line a granularity.
+
+    python -m analysis.devices docs/evidence/devices_omniglot.parquet docs/devices.png
+
+Cross-tests in the dense gallery of the same network, mean over seeds and, with several, bars of one standard deviation.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+from analysis import plots
+from prunnet.results import ResultsError, read, read_packed
+
+Row = Mapping[str, Any]
+COLOURS = {"weight": plots.BLUE, "channel": plots.ORANGE, "nm": plots.GREY, "kernel": "#009E73"}
+TITLES = {"weight": "single weights", "channel": "channels", "nm": "2 of 4 weights", "kernel": "kernels"}
+
+
+def by_capacity(rows: Sequence[Row], granularity: str, column: str) -> dict[float, list[float]]:
+    """Capacity -> the column's values, one a seed, of the cross-tests of a granularity; capacities without are left
+    out."""
+    found: dict[float, list[float]] = {}
+    for row in rows:
+        own = (row.get("gallery_source") or "own") == "own" and row["gallery_capacity"] == 1.0
+        if own and (row["granularity"] or "weight") == granularity and row[column] is not None:
+            found.setdefault(row["query_capacity"], []).append(row[column])
+    return found
+
+
+def figure(rows: Sequence[Row], latency: str = "latency_ms_b1") -> Figure:
+    """The two fronts side by side, over the same accuracies. ResultsError where no row was measured."""
+    measured = [row for row in rows if row[latency] is not None]
+    if not measured:
+        raise ResultsError(f"no row has {latency}; train with sweep.measure=onnxruntime (or eager, compile)")
+    drawn, axes = plots.plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained", sharey=True)
+    for granularity in [name for name in TITLES if by_capacity(rows, name, "map")]:
+        _draw(axes[0], rows, granularity, "macs", 1e6)
+        _draw(axes[1], measured, granularity, latency, 1.0)
+    batch = latency.rpartition("b")[2]
+    how = sorted({f"{row['runtime']}, {row['threads']} threads, {row['device']}" for row in measured})
+    axes[0].set(xlabel="MMACs an image, of the weights that are kept", ylabel="mAP in the dense gallery (%)")
+    axes[1].set(xlabel=f"measured ms a batch of {batch} ({'; '.join(how)})")
+    for each in axes:
+        each.set_xscale("log")
+        each.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        each.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        each.xaxis.set_minor_locator(NullLocator())
+        each.grid(color=plots.GREY, alpha=0.25)
+    axes[0].legend(loc="lower right")
+    return drawn
+
+
+def _draw(axes: Any, rows: Sequence[Row], granularity: str, column: str, unit: float) -> None:
+    costs, worths = by_capacity(rows, granularity, column), by_capacity(rows, granularity, "map")
+    capacities = sorted(costs.keys() & worths.keys())
+    x = [statistics.mean(costs[c]) / unit for c in capacities]
+    y = [100 * statistics.mean(worths[c]) for c in capacities]
+    spread = [100 * statistics.stdev(worths[c]) if len(worths[c]) > 1 else 0.0 for c in capacities]
+    seeds = max((len(worths[c]) for c in capacities), default=0)
+    name = f"{TITLES[granularity]}, {seeds} seed{'s' if seeds != 1 else ''}"
+    axes.errorbar(x, y, spread, marker="o", lw=1, capsize=2, color=COLOURS[granularity], label=name)
+    for place in (0, len(capacities) // 2, len(capacities) - 1) if capacities else ():
+        label = f"{capacities[place]:g}"
+        axes.annotate(label, (x[place], y[place]), xytext=(4, -11), textcoords="offset points", size=8)
+
+
+def main(source: Path, target: Path) -> None:
+    """Draws the rows of a results folder or file."""
+    rows = (read if source.is_dir() else read_packed)(source).to_pylist()
+    kind = target.suffix.removeprefix(".")
+    target.write_bytes(plots.rendered(figure(rows), kind)[kind])
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
