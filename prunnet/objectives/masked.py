@@ -151,7 +151,9 @@ class Masked(Objective):
         narrow = self.selection.narrow(mask)
         if self._narrows is None:
             masked = {f"{n}.weight": self.masks[n].apply(w, mask) for n, w in {**self.weights, **self.readers}.items()}
-            self._narrows = narrow is not None and narrow.agrees(masked, images[:2])
+            agrees = narrow is not None and narrow.agrees(masked, images[:2])
+            (shares,) = self.reducer.average([torch.tensor([float(agrees)], device=images.device)])
+            self._narrows = float(shares) == 1.0  # all workers alike, or they would send gradients of different sizes
         return narrow if self._narrows else None
 
     def _mask(self, index: int) -> int | None:
