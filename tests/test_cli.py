@@ -12,6 +12,8 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from analysis.quantities import Quantity
+from analysis.search import Findings, Record
 from prunnet import results
 from sweeps.cli import app
 
@@ -64,3 +66,18 @@ def test_the_top_says_what_exit_codes_mean_and_completes() -> None:
     assert "Exit codes: 0 done; 1 some capacity failed" in said
     assert "--install-completion" in said
     assert len(commands()) >= 13
+
+
+def test_a_search_is_drawn_again_from_what_it_keeps(tmp_path: Path) -> None:
+    objectives = [Quantity(name="mean_cross_map"), Quantity(name="macs_within")]
+    trials = [
+        Record(n, "complete", {"train.lr": 0.1}, {"mean_cross_map": 0.1 * n, "macs_within": 5.0 + n}, ended=f"{n}")
+        for n in (1, 2)
+    ]
+    (tmp_path / "search.json").write_text(Findings("s", objectives, trials, {}, 9.0, None, "a: 1").to_json())
+    found = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert found.exit_code == 0, found.output
+    assert {"search.png", "search.svg", "search.html"} <= {path.name for path in tmp_path.iterdir()}
+    (tmp_path / "search.json").write_text("{torn")
+    again = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert "not there or torn: no finished search in this folder" in str(again.exception)
