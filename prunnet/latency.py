@@ -74,7 +74,7 @@ def measure(
     Raises ConfigError for an unknown runtime or a backbone that cannot be made compact.
     """
     with tempfile.TemporaryDirectory() as folder:
-        run = _runner(cut, preprocessing, runtime, Path(folder), threads)
+        run = runner_of(cut, preprocessing, runtime, Path(folder), threads)
         side = preprocessing.image_size
         images = {b: torch.randn(b, preprocessing.channels, side, side, device=cut.device) for b in (1, 32)}
         times = {batch: time_of(run, given, threads=threads, seconds=seconds) for batch, given in images.items()}
@@ -119,9 +119,10 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _runner(
+def runner_of(
     cut: Subnetwork, preprocessing: Preprocessing, runtime: str, folder: Path, threads: int
 ) -> Callable[[Tensor], Any]:
+    """Normalised images -> embeddings by the compact network in a runtime, whose file, if any, goes into the folder."""
     if runtime == "onnxruntime":
         if cut.device.type != "cpu":
             raise ConfigError(f"runtime 'onnxruntime' is measured on the CPU, not on {cut.device}")
