@@ -44,10 +44,10 @@ def figure(rows: Sequence[Row], latency: str = "latency_ms_b1") -> Figure:
     for granularity in [name for name in TITLES if by_capacity(rows, name, "map")]:
         _draw(axes[0], rows, granularity, "macs", 1e6)
         _draw(axes[1], measured, granularity, latency, 1.0)
-    batch = latency.rpartition("b")[2]
-    how = sorted({f"{row['runtime']}, {row['threads']} threads, {row['device']}" for row in measured})
+    batch = "an image" if latency.endswith("_b1") else f"a batch of {latency.rpartition('b')[2]}"
+    how = sorted({f"{row['runtime']}, threads: {row['threads']}, {row['device']}" for row in measured})
     axes[0].set(xlabel="MMACs an image, of the weights that are kept", ylabel="mAP in the dense gallery (%)")
-    axes[1].set(xlabel=f"measured ms a batch of {batch} ({'; '.join(how)})")
+    axes[1].set(xlabel=f"measured ms {batch} ({'; '.join(how)})")
     for each in axes:
         each.set_xscale("log")
         each.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))

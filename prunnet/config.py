@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from prunnet.errors import ConfigError, unknown
 from prunnet.hashing import METHOD_VERSION, of_file, of_json, weights_sha_of
@@ -223,6 +223,11 @@ class TrainConfig(Section):
         return self
 
 
+def _off(given: Any) -> Any:
+    """YAML reads a bare `off` as a truth value."""
+    return "off" if given is False else given
+
+
 class SweepConfig(Section):
     """Which capacities are cut from the trained network, and how they are tested."""
 
@@ -245,7 +250,7 @@ class SweepConfig(Section):
     """random: the control; masks of the same sizes drawn at random instead of by the learned scores."""
     inside: Capacity = 1.0
     """Granularity channel: the share of the weights inside the channels left that stays, by magnitude."""
-    measure: Literal["off", "eager", "compile", "onnxruntime"] = "off"
+    measure: Annotated[Literal["off", "eager", "compile", "onnxruntime"], BeforeValidator(_off)] = "off"
     """Also measure latency, size and peak memory of each capacity's compact network, on the machine of the driver,
     before the evaluation begins."""
     measure_threads: Positive = 1

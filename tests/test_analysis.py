@@ -134,6 +134,6 @@ def test_fronts_over_measured_latency_take_the_mean_over_seeds() -> None:
         assert [line.get_label() for line in axes.containers] == ["single weights, 2 seeds", "channels, 2 seeds"]
     heights = left.containers[0].lines[0].get_ydata()
     assert list(heights) == pytest.approx([100 * (0.5 * q + 0.3 + 0.01) for q in (0.2, 0.5, 1.0)])
-    assert "eager, 2 threads, cpu" in right.get_xlabel()
+    assert "ms an image (eager, threads: 2, cpu)" in right.get_xlabel()
     with pytest.raises(ResultsError, match="no row has latency_ms_b1"):
         devices.figure([{**row, "latency_ms_b1": None} for row in rows])

@@ -103,3 +103,9 @@ def test_the_training_hash_holds_what_shapes_the_weights_and_nothing_else() -> N
         "model.embedding_dim=64",
     ):
         assert load_recipe(None, [other]).training_hash() != base
+
+
+def test_a_bare_off_is_the_name_that_it_looks_like() -> None:
+    assert load_recipe(None, ["sweep.measure=off"]).sweep.measure == "off"
+    with pytest.raises(ConfigError, match="sweep.measure"):
+        load_recipe(None, ["sweep.measure=on"])
