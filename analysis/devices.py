@@ -30,7 +30,8 @@ def by_capacity(rows: Sequence[Row], granularity: str, column: str) -> dict[floa
     found: dict[float, list[float]] = {}
     for row in rows:
         own = (row.get("gallery_source") or "own") == "own" and row["gallery_capacity"] == 1.0
-        if own and (row["granularity"] or "weight") == granularity and row[column] is not None:
+        chosen = own and (row.get("mask_source") or "scores") == "scores"  # not the control of random masks
+        if chosen and (row["granularity"] or "weight") == granularity and row[column] is not None:
             found.setdefault(row["query_capacity"], []).append(row[column])
     return found
 
