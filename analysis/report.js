@@ -56,7 +56,8 @@ function differing(recipes) { // what tells them apart, for the legend
   return parts.map(own => own.filter(p => !parts.every(other => other.includes(p))).join(", ") || "points");
 }
 
-function drawFront(zoomed) {
+let view; // ranges that the reader zoomed in to; none: all of it
+function drawFront() {
   const cost = columns[chosen("cost")], worth = columns[chosen("worth")], asked = tests.indexOf(chosen("test"));
   const places = new Uint32Array(cost.length);
   let count = 0;
@@ -64,8 +65,7 @@ function drawFront(zoomed) {
   const x = Float32Array.from({length: count}, (_, k) => Math.log10(cost[places[k]]));
   const y = Float32Array.from({length: count}, (_, k) => worth[places[k]]);
   const few = count <= MANY, named = count <= 60;
-  const shape = few ? null : zoomed ?? [range(x), range(y)];
-  const seen = few ? Array.from({length: count}, (_, k) => k) : visible(x, y, shape);
+  const seen = few ? Array.from({length: count}, (_, k) => k) : visible(x, y, view ?? [range(x), range(y)]);
   document.getElementById("hidden").textContent = few ? "" :
     `${seen.length} of ${count} points are drawn, one where many lie; zoom in for the others.`;
   const names = data.recipes.length > 12 ? ["trials"] : data.recipes;
@@ -96,7 +96,7 @@ function keep(i) {
     row.insertCell().textContent = text;
 }
 
-drawings.unshift(() => drawFront());
+drawings.unshift(drawFront);
 function listen() {
   const drawn = document.getElementById("front");
   drawn.on("plotly_click", event => {
@@ -104,8 +104,12 @@ function listen() {
     if (place !== undefined) keep(place);
   });
   drawn.on("plotly_relayout", () => { // other points are seen where the reader looks closer
-    const {xaxis, yaxis} = drawn._fullLayout;
-    drawFront(xaxis.autorange && yaxis.autorange ? undefined : [xaxis.range, yaxis.range]);
+    const {xaxis, yaxis} = drawn.layout;
+    view = xaxis.autorange && yaxis.autorange ? undefined : [xaxis.range, yaxis.range];
+    drawFront();
   });
-  for (const name of ["cost", "worth", "test"]) document.getElementById(name).addEventListener("change", () => drawFront());
+  for (const name of ["cost", "worth", "test"]) document.getElementById(name).addEventListener("change", () => {
+    view = undefined;
+    drawFront();
+  });
 }

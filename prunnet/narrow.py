@@ -8,7 +8,7 @@ each channel by itself. Elsewhere (the heads of an attention, a layer of another
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -83,7 +83,7 @@ class Narrow:
         return {name: self.ends[name].widen(gradients[name], weight) for name, weight in learned.items()}
 
     def others(self) -> dict[str, Tensor]:
-        """What goes with them: biases, and parameters and statistics of BatchNorms, by their names in the network."""
+        """What goes with them: biases, and parameters and statistics of BatchNorms, by their names, `net.` before."""
         tensors = {}
         for name, places in (*((n, ends.made) for n, ends in self.ends.items()), *self._norms.items()):
             module = self.net.get_submodule(name)
@@ -91,7 +91,7 @@ class Narrow:
             for part in wanted:
                 tensor = module._parameters.get(part, module._buffers.get(part))
                 if tensor is not None:
-                    tensors[f"{name}.{part}"] = tensor.detach().index_select(0, places)
+                    tensors[f"net.{name}.{part}"] = tensor.detach().index_select(0, places)
         return tensors
 
     @contextmanager
@@ -108,16 +108,23 @@ class Narrow:
                 module.groups = before[name]
 
     @torch.no_grad()
-    def agrees(self, masked: Mapping[str, Tensor], images: Tensor) -> bool:
-        """Whether a few images get the features that they get from masked weights, both in evaluation mode."""
+    def agrees(
+        self,
+        learned: Mapping[str, Tensor],
+        masked: dict[str, Tensor],
+        features: Callable[[dict[str, Tensor]], Tensor],
+    ) -> bool:
+        """Whether a few images get the features that they get from masked weights, both in evaluation mode.
+
+        `features` runs the network with other tensors in place of those of their names (`net.` and the name in it).
+        """
         training = self.net.training
         self.net.eval()
         try:
-            wanted = _features(self.net, masked, images)
-            learned = {name: self.net.get_submodule(name).get_parameter("weight") for name in self.ends}
-            small = {f"{name}.weight": weight for name, weight in self.weights(learned).items()}
+            wanted = features(masked)
+            small = {f"net.{name}.weight": weight for name, weight in self.weights(learned).items()}
             with self.groups():
-                found = _features(self.net, {**small, **self.others()}, images)
+                found = features({**small, **self.others()})
         except (RuntimeError, ValueError):  # a module that knows how wide it is
             return False
         finally:
@@ -133,21 +140,6 @@ def can_be_narrow(net: RetrievalNet) -> bool:
     modules = [net.get_submodule(name) for name in sites]
     heads = set(net.channels.graph.heads.values()) & sites
     return not heads and all(type(m) in _PLAIN or isinstance(m, _BatchNorm) for m in modules)
-
-
-def _features(net: RetrievalNet, tensors: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    return torch.func.functional_call(_Features(net), {f"net.{name}": t for name, t in tensors.items()}, (images,))
-
-
-class _Features(nn.Module):
-    """Lets functional_call reach the features."""
-
-    def __init__(self, net: RetrievalNet) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.net.features(images)
 
 
 def _norms(net: RetrievalNet, kept: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -115,12 +115,13 @@ class Objective:
             self.term.load_state(state)
 
 
-@torch.no_grad()
-def mean(found: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Place by place, over the parts of a batch; one part stays as it is."""
-    if len(found) == 1:
-        return list(found[0])
-    return [torch.stack(list(same)).mean(0) for same in zip(*found, strict=True)]
+def mean(parts: Sequence[Part], of: Callable[[Part], list[Tensor]]) -> list[Tensor]:
+    """What `of` says of each part of a batch, averaged place by place; a part's tensors are let go before the next."""
+    first, *others = parts
+    total = of(first)
+    for part in others:
+        total = [one + other for one, other in zip(total, of(part), strict=True)]
+    return [tensor / len(parts) for tensor in total] if others else total
 
 
 def make_objective(net: RetrievalNet, config: TrainConfig, context: Context) -> Objective:

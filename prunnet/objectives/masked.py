@@ -121,7 +121,7 @@ class Masked(Objective):
         tensors: dict[str, Tensor] = {}
         if narrow is not None:
             used = narrow.weights(learned)
-            tensors = {f"net.{name}": tensor for name, tensor in narrow.others().items()}
+            tensors = narrow.others()
         elif mask is not None:
             used = {name: self.masks[name].apply(w, mask).requires_grad_() for name, w in learned.items()}
         if mask is not None:
@@ -132,7 +132,7 @@ class Masked(Objective):
                 inside.enter_context(prunable.frozen_statistics(self.net))
             if narrow is not None:
                 inside.enter_context(narrow.groups())
-            *gradients, loss = mean([self._gradients(part, tensors, wanted) for part in parts])
+            *gradients, loss = mean(parts, lambda part: self._gradients(part, tensors, wanted))
         return _Pass(self.reducer.start(gradients), loss, narrow)
 
     def _gradients(self, part: Part, tensors: dict[str, Tensor], wanted: Sequence[Tensor]) -> list[Tensor]:
@@ -150,8 +150,13 @@ class Masked(Objective):
             return None
         narrow = self.selection.narrow(mask)
         if self._narrows is None:
-            masked = {f"{n}.weight": self.masks[n].apply(w, mask) for n, w in {**self.weights, **self.readers}.items()}
-            agrees = narrow is not None and narrow.agrees(masked, images[:2])
+            learned = {**self.weights, **self.readers}
+            masked = {f"net.{n}.weight": self.masks[n].apply(w, mask) for n, w in learned.items()}
+
+            def features(tensors: dict[str, Tensor]) -> Tensor:
+                return self._both.run(images[:2], tensors, torch.float32)[1]
+
+            agrees = narrow is not None and narrow.agrees(learned, masked, features)
             (shares,) = self.reducer.average([torch.tensor([float(agrees)], device=images.device)])
             self._narrows = float(shares) == 1.0  # all workers alike, or they would send gradients of different sizes
         return narrow if self._narrows else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ class Switchable(Objective):
         pending, losses, uncertainties = [], [], []
         parts = self.parts(images, labels)
         for index in range(len(self.capacities)):
-            *gradients, loss, uncertainty = mean([self._gradients(part, index, step) for part in parts])
+            *gradients, loss, uncertainty = mean(parts, partial(self._gradients, index=index, step=step))
             pending.append(self.reducer.start(gradients))
             losses.append(loss)
             uncertainties.append(uncertainty)
