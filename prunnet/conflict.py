@@ -7,8 +7,8 @@ and for the one weighted sum.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import Executor
 from itertools import combinations
 from typing import Any
 
@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from prunnet.errors import ConfigError, unknown
+from prunnet.rows import LayerRows, inner_products, write_sums
 
 PROJECTIONS = ("none", "last", "sequential")
 BLOCKS = ("kernel", "tensor", "network")
 WEIGHTINGS = ("mean", "cosine", "mgda", "uncertainty")
-_CACHED = 2_500_000
-"""Numbers of a piece of rows that is worked on at once, so that it stays in cache."""
 _MOST_ROWS = 10
 _CANCELLED = 1e-12
 """A row counts as cancelled where projection leaves less than this share of its squared norm."""
@@ -215,42 +214,6 @@ def _face_minimum(rows: Tensor) -> Tensor:
     return torch.linalg.pinv(system, hermitian=True)[:, :count, count]
 
 
-@dataclass(frozen=True)
-class LayerRows:
-    """The gradients of one layer from M passes, and where their integration goes.
-
-    The score gradient of every pass is its weight gradient times one factor w * sign(s) (METHODS section 2,
-    straight-through), so the rows of the scores are never stored; nor are the masked rows of the weights: they
-    are made twice, a piece at a time, in cache.
-    """
-
-    fill: Callable[[slice, Tensor], None]
-    """fill(kernels, out) writes the weight gradients of some output kernels, each under its pass' mask, to
-    out [b, M, n]."""
-    count: int
-    """M."""
-    weight: Tensor
-    """[B, n]."""
-    weight_grad: Tensor
-    """[B, n], written by `integrate_layers`."""
-    score: Tensor | None = None
-    """[B, n]; None: one score stands for several weights, and its gradient is integrated elsewhere."""
-    score_grad: Tensor | None = None
-    """[B, n], likewise."""
-
-    def pieces(self) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-        """(kernels, their rows [b, M, n], their factors [b, n] where there are scores); the next piece overwrites the
-        last one's rows."""
-        blocks, size = self.weight.shape
-        step = max(1, min(blocks, _CACHED // max(1, self.count * size)))
-        scratch = self.weight.new_empty(step, self.count, size)
-        for start in range(0, blocks, step):
-            part = slice(start, min(start + step, blocks))
-            rows = scratch[: part.stop - start]
-            self.fill(part, rows)
-            yield part, rows, None if self.score is None else self.score[part].sign().mul_(self.weight[part])
-
-
 def integrate_layers(
     layers: Sequence[LayerRows],
     orders: Sequence[Sequence[int]],
@@ -260,6 +223,7 @@ def integrate_layers(
     weighting: str,
     exponent: float,
     given: Tensor | None = None,
+    threads: Executor | None = None,
 ) -> Tensor | None:
     """Integrates weight and score gradients of all layers; `integrate` of each tensor, in the same numbers.
 
@@ -267,38 +231,36 @@ def integrate_layers(
     product is negative; None where nothing had to be looked at (a plain sum).
 
     `orders` holds one permutation a layer, for its weights and its scores; either all layers have scores of their
-    own, or
-    none has. The gradients are read twice; what lies between, the algebra of all Gram matrices, is done once for all
-    layers.
+    own, or none has. The gradients are read twice (`threads` share them); what lies between, the algebra of all Gram
+    matrices, is done once for all layers.
     """
-    kinds = 1 if layers[0].score is None else 2
-    assert all((layer.score is None) == (kinds == 1) for layer in layers)
-    coefficients, conflicts = _layer_coefficients(
-        layers,
-        orders,
-        block,
-        kinds,
-        {"projection": projection, "weighting": weighting, "exponent": exponent, "given": given},
-    )
-    for place, layer in enumerate(layers):
-        of_layer = torch.stack(coefficients[place * kinds : (place + 1) * kinds], dim=1)
-        of_layer = of_layer.to(layer.weight.dtype).expand(len(layer.weight), -1, -1)
-        for part, rows, factor in layer.pieces():
-            sums = torch.bmm(of_layer[part], rows)  # [b, kinds, n]
-            layer.weight_grad[part] = sums[:, 0]
-            if factor is not None and layer.score_grad is not None:
-                torch.mul(sums[:, 1], factor, out=layer.score_grad[part])
+    kinds = layers[0].kinds
+    assert all(layer.kinds == kinds for layer in layers)
+    options = {"projection": projection, "weighting": weighting, "exponent": exponent, "given": given}
+    coefficients, conflicts = _layer_coefficients(layers, orders, block, options, threads)
+    whole = [
+        torch.stack(coefficients[place * kinds : (place + 1) * kinds], dim=1).expand(len(layer.weight), -1, -1)
+        for place, layer in enumerate(layers)
+    ]
+    write_sums(layers, whole, threads)
     return conflicts
 
 
 def _layer_coefficients(
-    layers: Sequence[LayerRows], orders: Sequence[Sequence[int]], block: str, kinds: int, options: dict[str, Any]
+    layers: Sequence[LayerRows],
+    orders: Sequence[Sequence[int]],
+    block: str,
+    options: dict[str, Any],
+    threads: Executor | None,
 ) -> tuple[list[Tensor], Tensor | None]:
     """(coefficients [B or 1, M] of each layer's weights and (two kinds) scores in turn, share of conflicts a layer)."""
+    kinds = layers[0].kinds
     if options["projection"] == "none" and options["weighting"] == "mean":  # the plain sum: nothing to look at
-        device = layers[0].weight.device
-        return [torch.ones(1, layer.count, device=device) for layer in layers for _ in range(kinds)], None
-    grams = [gram for layer in layers for gram in _grams(layer, block)]
+        ones = [torch.ones(1, len(layer.gradients), device=layer.weight.device) for layer in layers]
+        return [one for one in ones for _ in range(kinds)], None
+    grams = [kind for gram in inner_products(layers, threads) for kind in gram.unbind(1)]
+    if block != "kernel":
+        grams = [gram.sum(0, keepdim=True) for gram in grams]
     conflicts = torch.stack([_conflicting(gram) for gram in grams[::kinds]])
     if block == "network":  # all weights are one block, all scores another
         whole = [torch.stack(grams[kind::kinds]).sum(0) for kind in range(kinds)]
@@ -310,16 +272,3 @@ def _conflicting(gram: Tensor) -> Tensor:
     """Share of pairs of rows, over all blocks [B, M, M], that point against each other."""
     count = gram.shape[-1]
     return (gram < 0).sum() / max(1, len(gram) * count * (count - 1))
-
-
-def _grams(layer: LayerRows, block: str) -> list[Tensor]:
-    """Inner products [B or 1, M, M] of the weights' rows and, where they are the layer's own, of the scores' rows;
-    float64."""
-    weights, scores = [], []
-    for _, rows, factor in layer.pieces():
-        weights.append(torch.bmm(rows, rows.transpose(1, 2)))
-        if factor is not None:
-            rows *= factor.unsqueeze(1)
-            scores.append(torch.bmm(rows, rows.transpose(1, 2)))
-    grams = [torch.cat(kind).double() for kind in (weights, scores) if kind]
-    return grams if block == "kernel" else [gram.sum(0, keepdim=True) for gram in grams]

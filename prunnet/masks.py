@@ -1,6 +1,6 @@
 """Score + capacity -> mask: exactly k weights a layer, the lower index first among equals (METHODS section 2).
 
-All capacities of a layer come from one nested selection. On a CPU a mask is never stored: it is the pair
+All capacities of a layer come from one selection. On a CPU a mask is never stored: it is the pair
 (threshold, the few tied weights left out), and `LayerMasks.apply` is a single compare-and-copy over the
 weights. On other devices one stable sort ranks the weights, and a mask is `rank < k`; nothing waits for the
 device.
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunnet import kernels
 from prunnet.config import check_capacity
 from prunnet.errors import ConfigError, unknown
 
@@ -52,6 +53,11 @@ def in_memory_order(tensor: Tensor) -> Tensor:
     return tensor.reshape(tensor.shape[0], -1)
 
 
+def compilable(tensor: Tensor) -> bool:
+    """Whether `prunnet.kernels` can work on it."""
+    return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
+
+
 def laid_out_like(tensor: Tensor, like: Tensor) -> Tensor:
     """`tensor` in the memory format of `like` (same shape); copied only where they differ."""
     if tensor.stride() == like.stride() or (tensor.is_contiguous() and like.is_contiguous()):
@@ -76,7 +82,6 @@ class LayerMasks:
     def _set(self, counts: list[int]) -> None:
         """How many weights each mask keeps, from the next selection on."""
         self.counts = counts
-        self._nested = sorted(range(len(counts)), key=lambda i: -counts[i])
         self._below: list[float] = [0.0] * len(counts)
         self._dropped: list[Tensor | None] = [None] * len(counts)
 
@@ -85,7 +90,7 @@ class LayerMasks:
         update_all([self], [scores])
 
     def _select(self) -> None:
-        if self._magnitude.device.type == "cpu" and self._select_thresholds():
+        if compilable(self._magnitude) and self._select_thresholds():
             self._ranks = None
         else:
             logical = self._magnitude.reshape(-1)
@@ -93,25 +98,24 @@ class LayerMasks:
             self._ranks.copy_(_ranks(logical).view(self._magnitude.shape))
 
     def _select_thresholds(self) -> bool:
-        """One partition, nested: each smaller capacity is selected among what the larger one kept."""
-        kept = self._flat().numpy().copy()  # parted in place, ever smaller views of it
-        last, left_out = None, 0  # the threshold before, and how many weights equal to it are out already
-        for i in self._nested:
-            cut = kept.size - self.counts[i]
-            kept.partition(cut)
-            threshold = kept[cut]
+        """All capacities at once; False where a threshold is no use."""
+        flat = self._flat().numpy()
+        integers = flat.view(np.int32 if flat.itemsize == 4 else np.int64)  # ordered as the numbers are
+        values, slices, ranks = kernels.candidates(integers, np.array(self.counts))
+        for i, ((start, stop), rank) in enumerate(zip(slices, ranks, strict=True)):
+            alike = values[start:stop].view(flat.dtype)
+            threshold = np.partition(alike, len(alike) - rank)[len(alike) - rank]
             if not threshold > _MIN_THRESHOLD:
                 return False
-            left_out = int(np.count_nonzero(kept[:cut] == threshold)) + (left_out if threshold == last else 0)
-            kept, last = kept[cut:], threshold
+            inside = rank - np.count_nonzero(alike > threshold)
             self._below[i] = float(np.nextafter(threshold, threshold.dtype.type(0)))
-            self._dropped[i] = self._tied_out(threshold, kept) if left_out else None
+            tied = np.count_nonzero(alike == threshold) > inside
+            self._dropped[i] = self._tied_out(threshold, inside) if tied else None
         return True
 
-    def _tied_out(self, threshold: np.floating, kept: np.ndarray) -> Tensor:
-        """Memory indices of the tied weights that stay out: all but the lowest logical indices."""
+    def _tied_out(self, threshold: np.floating, inside: int) -> Tensor:
+        """Memory indices of the tied weights that stay out: all but so many of the lowest logical indices."""
         tied = np.flatnonzero(self._flat().numpy() == threshold)
-        inside = int(np.count_nonzero(kept == threshold))
         by_index = tied[np.argsort(self._logical_index(tied), kind="stable")]
         return torch.from_numpy(by_index[inside:])
 
@@ -146,6 +150,16 @@ class LayerMasks:
             local = dropped - (kernels.start or 0) * size
             local = local[(local >= 0) & (local < out.shape[0] * size)]
             out[local // size, local % size] = 0
+
+    def threshold(self, index: int) -> tuple[float, Tensor | None] | None:
+        """(magnitude that kept scores lie above, memory indices of ties: they do, and stay out); None where masks are
+        ranks."""
+        return None if self._ranks is not None else (self._below[index], self._dropped[index])
+
+    @property
+    def magnitude(self) -> Tensor:
+        """Of the scores, when they were selected; [O, n] in memory order."""
+        return in_memory_order(self._magnitude)
 
     def mask(self, index: int) -> Tensor:
         """Boolean mask `index` [*scores.shape]."""
@@ -199,8 +213,8 @@ def update_all(
         capacities: what the masks are to keep from now on; None: as before (allocation `layer` only).
         allocation: `layer`, or `global`: see `global_counts`.
 
-    Only numpy works in the threads (it lets go of the interpreter): a torch operation there would start a second
-    team of OpenMP threads, which then spins against the first.
+    Only compiled loops and numpy work in the threads (they let go of the interpreter): a torch operation there would
+    start a second team of OpenMP threads, which then spins against the first.
     """
     for mask, score in zip(masks, scores, strict=True):
         torch.abs(score.detach(), out=mask._magnitude)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunnet.conflict import BLOCKS, PROJECTIONS, WEIGHTINGS, LayerRows, integrate, integrate_layers
+from prunnet.conflict import BLOCKS, PROJECTIONS, WEIGHTINGS, integrate, integrate_layers
 from prunnet.errors import ConfigError
+from prunnet.rows import LayerRows
 from tests import reference
 
 variants = list(itertools.product(PROJECTIONS, ("kernel", "tensor"), ("mean", "cosine", "uncertainty")))
@@ -89,8 +89,7 @@ def test_a_network_wide_block_looks_at_all_layers_at_once() -> None:
     rows = [torch.randn(3, 4, 5, generator=generator).double(), torch.randn(3, 2, 7, generator=generator).double()]
     values = [torch.randn(4, 5, generator=generator).double(), torch.randn(2, 7, generator=generator).double()]
     layers = [
-        LayerRows(filling(r), 3, v, torch.empty_like(v), -v, torch.empty_like(v))
-        for r, v in zip(rows, values, strict=True)
+        LayerRows(list(r), v, torch.empty_like(v), -v, torch.empty_like(v)) for r, v in zip(rows, values, strict=True)
     ]
     order = [2, 0, 1]
     integrate_layers(layers, [order, order], projection="sequential", block="network", weighting="cosine", exponent=0.5)
@@ -102,15 +101,6 @@ def test_a_network_wide_block_looks_at_all_layers_at_once() -> None:
         assert torch.allclose(found, expected, atol=1e-12)
 
 
-def filling(rows: torch.Tensor) -> Callable[[slice, torch.Tensor], None]:
-    """Hands out rows [M, B, n] as a layer does."""
-
-    def fill(kernels: slice, out: torch.Tensor) -> None:
-        out.copy_(rows[:, kernels].transpose(0, 1))
-
-    return fill
-
-
 @pytest.mark.parametrize(("projection", "block", "weighting"), variants)
 def test_all_layers_at_once_equal_each_tensor_alone(projection: str, block: str, weighting: str) -> None:
     generator = torch.Generator().manual_seed(3)
@@ -118,7 +108,7 @@ def test_all_layers_at_once_equal_each_tensor_alone(projection: str, block: str,
     rows = [torch.randn(5, *shape, generator=generator).double() for shape in shapes]
     weights, scores = ([torch.randn(*shape, generator=generator).double() for shape in shapes] for _ in range(2))
     layers = [
-        LayerRows(filling(r), len(r), w, torch.empty_like(w), s, torch.empty_like(w))
+        LayerRows(list(r), w, torch.empty_like(w), s, torch.empty_like(w))
         for r, w, s in zip(rows, weights, scores, strict=True)
     ]
     options = {"projection": projection, "block": block, "weighting": weighting, "exponent": 0.5}
@@ -197,11 +187,8 @@ def test_unknown_variants_are_refused(arguments: dict[str, object], says: str) -
 def test_it_says_how_often_gradients_conflict() -> None:
     """Two passes in full conflict on one layer, in none on the other."""
     up = torch.ones(3, 4, dtype=torch.float64)
-    rows = [torch.stack([up, -up], dim=1), torch.stack([up, 2 * up], dim=1)]  # [kernels, passes, weights]
-    layers = [
-        LayerRows(filling(r.transpose(0, 1)), 2, up.clone(), torch.empty_like(up), up.clone(), torch.empty_like(up))
-        for r in rows
-    ]
+    rows = [[up, -up], [up, 2 * up]]
+    layers = [LayerRows(r, up.clone(), torch.empty_like(up), up.clone(), torch.empty_like(up)) for r in rows]
     options = {"projection": "last", "block": "kernel", "exponent": 0.5}
     shares = integrate_layers(layers, [[0, 1], [0, 1]], weighting="cosine", **options)
     assert shares is not None

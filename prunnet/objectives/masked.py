@@ -21,13 +21,14 @@ from torch.func import functional_call
 from prunnet import prunable
 from prunnet.communication import Pending
 from prunnet.config import TrainConfig
-from prunnet.conflict import LayerRows, integrate, integrate_layers
+from prunnet.conflict import integrate, integrate_layers
 from prunnet.errors import ConfigError
 from prunnet.granularity import Cut, ScoreRows, select
 from prunnet.masks import LayerMasks, StoredMasks, in_memory_order, laid_out_like
 from prunnet.narrow import Narrow
 from prunnet.nets import RetrievalNet
 from prunnet.objectives import Context, Objective, Part, Term, mean
+from prunnet.rows import LayerRows
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ class Masked(Objective):
             for gradients, cut in zip(named, cuts, strict=True)
         ]
         layers = [self._layer_rows(name, [gradients[name] for gradients in whole], cuts) for name in self.weights]
-        conflicts = integrate_layers(layers, orders, block=block, given=weights, **options)
+        conflicts = integrate_layers(layers, orders, block=block, given=weights, threads=self._threads, **options)
         if conflicts is not None:
             self._conflicts.append(conflicts)
         if not self.selection.fused:
@@ -208,26 +209,19 @@ class Masked(Objective):
             _integrate_scores(rows, block, {**options, "order": order, "weights": weights})
 
     def _layer_rows(self, name: str, gradients: list[Tensor], cuts: Sequence[Cut]) -> LayerRows:
-        """One layer's gradients from all passes; each subnetwork's is put under its mask when it is read."""
-        weight, masks = self.weights[name], self.masks[name]
+        """One layer's gradients from all passes; each subnetwork's is put under its mask when it is read (what was
+        widened from smaller tensors is 0 already where nothing was)."""
+        weight = self.weights[name]
         score = self.scores[name] if self.selection.fused else None
-        # A convolution may hand its gradient back in another memory format than its weight has.
-        rows = [in_memory_order(laid_out_like(gradient, weight)) for gradient in gradients]
-
-        def fill(kernels: slice, out: Tensor) -> None:
-            for index, (gradient, cut) in enumerate(zip(rows, cuts, strict=True)):
-                if isinstance(cut, int):
-                    masks.apply_rows(gradient[kernels], cut, out=out[:, index], kernels=kernels)
-                else:  # dense, or widened from smaller tensors, 0 where nothing was
-                    out[:, index] = gradient[kernels]
-
         return LayerRows(
-            fill=fill,
-            count=len(gradients),
+            # A convolution may hand its gradient back in another memory format than its weight has.
+            gradients=[in_memory_order(laid_out_like(gradient, weight)) for gradient in gradients],
             weight=in_memory_order(weight.detach()),
             weight_grad=in_memory_order(_grad(weight)),
             score=None if score is None else in_memory_order(laid_out_like(score.detach(), weight)),
             score_grad=None if score is None else in_memory_order(_grad(score)),
+            masks=self.masks[name],
+            cuts=[cut if isinstance(cut, int) else None for cut in cuts],
         )
 
 
