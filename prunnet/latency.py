@@ -8,11 +8,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from prunnet.subnetworks import Subnetwork
 RUNTIMES = ("eager", "compile", "onnxruntime")
 SECONDS = 1.0
 """How long a measurement is repeated, at least."""
+_TURNS = 5
 
 
 @dataclass(frozen=True)
@@ -55,54 +57,80 @@ class Measured:
 
 
 def measure(
-    cut: Subnetwork,
+    cuts: Sequence[Subnetwork],
     preprocessing: Preprocessing,
     *,
     runtime: str = "eager",
     threads: int = 1,
     seconds: float = SECONDS,
     peak: bool = True,
-) -> Measured:
-    """Times the compact network of a subnetwork where its network is, alone on the machine if the figure is to mean
-    much.
+) -> list[Measured]:
+    """Times the compact networks of some subnetworks where they are, alone on the machine if the figures are to mean
+    much; all of them by turns, so that a machine whose speed wanders treats them alike.
 
     Args:
         runtime: `eager`, `compile` (torch.compile), or `onnxruntime` (CPU).
-        seconds: how long each batch size is repeated, at least.
-        peak: also start a process that measures the peak memory (seconds).
+        seconds: how long each batch size of each is repeated, at least.
+        peak: also start processes that measure the peak memory (seconds).
 
     Raises ConfigError for an unknown runtime or a backbone that cannot be made compact.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        run = runner_of(cut, preprocessing, runtime, Path(folder), threads)
-        side = preprocessing.image_size
-        images = {b: torch.randn(b, preprocessing.channels, side, side, device=cut.device) for b in (1, 32)}
-        times = {batch: time_of(run, given, threads=threads, seconds=seconds) for batch, given in images.items()}
-        export(cut, Path(folder) / "edge.safetensors", identity(cut, preprocessing))
-        size = (Path(folder) / "edge.safetensors").stat().st_size
-        used = _peak(cut, preprocessing, Path(folder)) if peak else None
-    return Measured(
-        latency_ms_b1=times[1].median_ms,
-        latency_ms_b32=times[32].median_ms,
-        latency_spread_ms=times[1].spread_ms,
-        bytes_on_disk=size,
-        peak_bytes=used,
-        runtime=runtime_name(runtime),
-        threads=threads,
-        device=device_name(cut.device),
-    )
+    with tempfile.TemporaryDirectory() as name:
+        folders = [Path(name) / str(place) for place in range(len(cuts))]
+        runs = []
+        for cut, folder in zip(cuts, folders, strict=True):
+            folder.mkdir()
+            runs.append(runner_of(cut, preprocessing, runtime, folder, threads))
+        one, many = (times_of(runs, _images(cuts, preprocessing, b), threads=threads, seconds=seconds) for b in (1, 32))
+        return [
+            Measured(
+                latency_ms_b1=one[place].median_ms,
+                latency_ms_b32=many[place].median_ms,
+                latency_spread_ms=one[place].spread_ms,
+                bytes_on_disk=_size(cut, preprocessing, folder),
+                peak_bytes=_peak(cut, preprocessing, folder) if peak else None,
+                runtime=runtime_name(runtime),
+                threads=threads,
+                device=device_name(cut.device),
+            )
+            for place, (cut, folder) in enumerate(zip(cuts, folders, strict=True))
+        ]
 
 
-def time_of(run: Callable[[Tensor], Any], images: Tensor, *, threads: int, seconds: float = SECONDS) -> Latency:
-    """Median and spread of `run(images)`, after a warm-up, synchronised on GPUs."""
+def times_of(
+    runs: Sequence[Callable[[Tensor], Any]], images: Tensor, *, threads: int, seconds: float = SECONDS
+) -> list[Latency]:
+    """Median and spread of each `run(images)` over several turns, a warm-up before each, synchronised on GPUs."""
     with quiet():  # it speaks of compilers that it does not find
         from torch.utils.benchmark import Timer
+    taken = [list[float]() for _ in runs]
+    counts = [0] * len(runs)
     with torch.inference_mode():
-        for _ in range(3):
-            run(images)
-        timer = Timer("run(images)", globals={"run": run, "images": images}, num_threads=threads)
-        found = timer.blocked_autorange(min_run_time=seconds)
-    return Latency(1e3 * found.median, 1e3 * found.iqr, found.number_per_run * len(found.times))
+        for _ in range(_TURNS):
+            for place, run in enumerate(runs):
+                for _ in range(3):
+                    run(images)
+                timer = Timer("run(images)", globals={"run": run, "images": images}, num_threads=threads)
+                found = timer.blocked_autorange(min_run_time=seconds / _TURNS)
+                taken[place] += found.times
+                counts[place] += found.number_per_run * len(found.times)
+    return [_latency(times, count) for times, count in zip(taken, counts, strict=True)]
+
+
+def _latency(times: Sequence[float], count: int) -> Latency:
+    lower, middle, upper = np.quantile(times, (0.25, 0.5, 0.75))
+    return Latency(1e3 * float(middle), 1e3 * float(upper - lower), count)
+
+
+def _images(cuts: Sequence[Subnetwork], preprocessing: Preprocessing, batch: int) -> Tensor:
+    side = preprocessing.image_size
+    return torch.randn(batch, preprocessing.channels, side, side, device=cuts[0].device)
+
+
+def _size(cut: Subnetwork, preprocessing: Preprocessing, folder: Path) -> int:
+    path = folder / "edge.safetensors"
+    export(cut, path, identity(cut, preprocessing))
+    return path.stat().st_size
 
 
 def runtime_name(runtime: str) -> str:

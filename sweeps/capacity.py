@@ -146,16 +146,19 @@ def with_measured(
     plan: Plan, recipe: Recipe, family: Family, units: list[FeaturesUnit], say: Callable[[str], object]
 ) -> Plan:
     """The plan with latency, size and memory of every subnetwork, where the recipe asks for them: measured on this
-    machine, one after the other, before anybody else is at work on it."""
+    machine, by turns, before anybody else is at work on it."""
     how, threads = recipe.sweep.measure, recipe.sweep.measure_threads
-    costs = {}
-    for unit in units if how != "off" else []:
+    if how == "off" or not units:
+        return plan
+    cuts = []
+    for unit in units:
         net, header = family.everyone()[unit.member]
-        cut = subnetwork(net, unit.capacity, allocation=allocation_of(header), inside=plan.inside)
-        taken = measure(cut, plan.preprocessing, runtime=how, threads=threads)
-        costs[unit.key] = asdict(taken)
+        cuts.append(subnetwork(net, unit.capacity, allocation=allocation_of(header), inside=plan.inside))
+    say(f"measuring {len(cuts)} cuts by turns: {how}, {threads} threads")
+    found = measure(cuts, plan.preprocessing, runtime=how, threads=threads)
+    for unit, taken in zip(units, found, strict=True):
         say(f"capacity {unit.capacity:g}: {taken.latency_ms_b1:.2f} ms an image, {taken.bytes_on_disk:,} bytes")
-    return replace(plan, measured=costs)
+    return replace(plan, measured={unit.key: asdict(taken) for unit, taken in zip(units, found, strict=True)})
 
 
 def conclude(

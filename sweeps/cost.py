@@ -38,14 +38,18 @@ def main(
     family = Family.of_run(run)
     console = Console(soft_wrap=True)
     table = Table("capacity", "MMACs", "compact", "bytes", "ms, batch 1", "ms, batch 32", "peak MB", box=None)
+    cuts = []
     for wanted in capacity or USUAL:
         net, header = family.members[family.serving(check_capacity(wanted))]
         if header.get("preprocessing") is None:
             raise ConfigError(f"{str(run)!r} does not say what its images are like")
         preprocessing = Preprocessing.from_json(header["preprocessing"])
         cut = subnetwork(net, wanted, allocation=allocation_of(header), weights_sha=header["weights_sha"])
+        cuts.append(_on(cut, device))
+    with Console(stderr=True).status(f"measuring {len(cuts)} cuts by turns"):
+        measured = measure(cuts, preprocessing, runtime=runtime, threads=threads, seconds=seconds)
+    for wanted, cut, found in zip(capacity or USUAL, cuts, measured, strict=True):
         ideal = cut.cost(preprocessing.image_size)
-        found = measure(_on(cut, device), preprocessing, runtime=runtime, threads=threads, seconds=seconds)
         if as_json:
             typer.echo(json.dumps({"capacity": wanted, **asdict(ideal), **asdict(found)}))
             continue

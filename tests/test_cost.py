@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from prunnet.checkpoint import save_network
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import ConfigError
-from prunnet.latency import measure, time_of
+from prunnet.latency import measure, times_of
 from prunnet.subnetworks import subnetwork
 from sweeps.cli import app
 from tests.conftest import tiny_net
@@ -30,30 +30,40 @@ def test_a_time_is_no_shorter_than_what_is_timed() -> None:
         called.append(len(images))
         time.sleep(0.005)
 
-    found = time_of(run, torch.zeros(3, 1), threads=1, seconds=0.05)
+    (found,) = times_of([run], torch.zeros(3, 1), threads=1, seconds=0.05)
     assert found.median_ms >= 5
     assert len(called) >= found.runs + 3  # the warm-up is not counted
     assert set(called) == {3}
 
 
+def test_what_is_compared_is_timed_by_turns() -> None:
+    """A machine that slows down half-way slows all of them down."""
+    order: list[str] = []
+    runs = [lambda images, name=name: order.append(name) for name in "ab"]
+    times_of(runs, torch.zeros(1), threads=1, seconds=0.001)
+    turns = [name for place, name in enumerate(order) if not place or name != order[place - 1]]
+    assert turns == ["a", "b"] * (len(turns) // 2)
+    assert len(turns) >= 6
+
+
 @pytest.mark.parametrize("runtime", ["eager", "onnxruntime"])
 def test_a_cut_is_measured_with_its_runtime_named(runtime: str) -> None:
     net = tiny_net(granularity="channel", image_size=16, channel_multiple=2)
-    dense, small = (
-        measure(subnetwork(net, c), PREPROCESSING, runtime=runtime, seconds=0.02, peak=c < 1) for c in (1.0, 0.2)
-    )
+    cuts = [subnetwork(net, c) for c in (1.0, 0.2)]
+    dense, small = measure(cuts, PREPROCESSING, runtime=runtime, seconds=0.02)
+    (unknown,) = measure(cuts[:1], PREPROCESSING, runtime=runtime, seconds=0.02, peak=False)
     assert small.bytes_on_disk < 0.4 * dense.bytes_on_disk
     assert small.latency_ms_b1 > 0
     assert small.latency_ms_b32 > 0
     assert runtime in small.runtime
     assert (small.threads, small.device) == (1, "cpu")
-    assert dense.peak_bytes is None
+    assert unknown.peak_bytes is None
     assert small.peak_bytes is None or small.peak_bytes > 32 * 4 * 16 * 16  # a batch of images at least
 
 
 def test_an_unknown_runtime_is_refused() -> None:
     with pytest.raises(ConfigError, match="unknown runtime 'tflite'; valid: compile, eager, onnxruntime"):
-        measure(subnetwork(tiny_net(), 0.5), PREPROCESSING, runtime="tflite")
+        measure([subnetwork(tiny_net(), 0.5)], PREPROCESSING, runtime="tflite")
 
 
 def test_cost_from_the_command_line(tmp_path: Path) -> None:
