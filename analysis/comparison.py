@@ -241,12 +241,15 @@ def page(rows: Sequence[Row]) -> str:
 
 
 def short_page(rows: Sequence[Row]) -> str:
-    """What a few recipes are worth: cross-tests, the area under them, and layer-wise cuts, without further headings."""
+    """What a few recipes are worth: cross-tests, the area under them, what training took where passes differ, and
+    layer-wise cuts; without further headings."""
     methods = grouped(rows, "methods")
     parts: list[str] = []
     if methods:
         trained, _ = capacities_of(methods)
         parts = [by_capacity(methods, "map", lambda c: 1.0, [c for c in trained if c < 1.0]), area_table(methods)]
+        if len({str(row["train_capacities"]).count(",") for trial in methods.values() for row in _rows(trial)}) > 1:
+            parts += [cost_table(methods)]
     if any(row["allocation"] == "layerwise" for row in rows):
         parts += [layerwise_table(rows)]
     return "\n\n".join(parts)

@@ -239,6 +239,9 @@ def test_the_page_weighs_accuracy_against_cost_and_pairs_layer_wise_cuts_with_un
     text = comparison.short_page(rows)
     assert "| prunnet | 54.00 ± 0.00 |" in text  # 0.6 from a tenth of the MACs on; the dense network saves none
     assert "| 10% | 2 | 0.000 | 0.000 | 60.0 ± 0.0 | 70.0 ± 7.1 | 10.0 ± 7.1 |" in text
+    assert "seconds of training" not in text
+    fewer = {**rows[0], "train_capacities": "0.5", "trial_id": "methods/fewer passes/s0", "train_seconds": 60.0}
+    assert "| fewer passes | 1 | 0.1 | 100 | 60 |" in comparison.short_page([*rows, fewer])
 
 
 def test_rows_do_not_say_where_files_lie(tmp_path: Path) -> None:
