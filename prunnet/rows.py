@@ -56,7 +56,7 @@ class LayerRows:
 
     @cached_property
     def loops(self) -> _Loops | None:
-        """The layer as compiled loops take it; None where they cannot."""
+        """The layer as compiled loops take it, ties that its masks leave out set to 0; None where they cannot."""
         thresholds: list[float] = []
         if not compilable(self.weight):
             return None
@@ -66,6 +66,8 @@ class LayerRows:
                 found = self.masks.threshold(cut) if isinstance(self.masks, LayerMasks) else None
             if found is None:
                 return None
+            assert gradient.is_contiguous()  # nothing but its address is handed on
+            assert gradient.dtype == self.weight.dtype
             threshold, left_out = found
             thresholds.append(threshold)
             if left_out is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -231,6 +232,8 @@ class Head(NamedTuple):
     jobs: str
     """Address of the job server."""
     cluster: str
+    environment: dict[str, str]
+    """Of whoever submits to it: it asks for a token, as Ray does unless it is told not to."""
 
     def free_cpus(self) -> str:
         """`free of all`, as a driver that joins the cluster sees it."""
@@ -238,13 +241,17 @@ class Head(NamedTuple):
             f"import ray; ray.init('{self.cluster}', logging_level='ERROR'); "
             "print(ray.available_resources()['CPU'], 'of', ray.cluster_resources()['CPU'])"
         )
-        return run([sys.executable, "-c", script]).stdout.strip()
+        return run([sys.executable, "-c", script], env=self.environment).stdout.strip()
 
 
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[Head]:
-    """A Ray head on loopback. Ends only what it started."""
+    """A Ray head on loopback, with a token of its own. Ends only what it started."""
     port, dashboard = free_port(), free_port()
+    token = tmp_path / "token"
+    token.write_text(secrets.token_hex(32))
+    token.chmod(0o600)
+    environment = {**in_venv(), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     head = subprocess.Popen(
         [
             str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={port}",
@@ -252,11 +259,11 @@ def head(tmp_path: Path) -> Iterator[Head]:
             "--disable-usage-stats", f"--ray-client-server-port={free_port()}",
             f"--dashboard-agent-listen-port={free_port()}",  # its default is taken where another Ray runs
         ],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=in_venv(),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=environment,
     )  # fmt: skip
     try:
         wait_until(lambda: answers(dashboard), head, seconds=90)
-        yield Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}")
+        yield Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", environment)
     finally:
         family = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
         head.terminate()
@@ -272,6 +279,8 @@ def answers(port: int) -> bool:
 
     try:
         return urllib.request.urlopen(f"http://127.0.0.1:{port}/api/version", timeout=2).status == 200
+    except urllib.error.HTTPError as error:
+        return error.code == 401  # it is there, and asks who we are
     except (urllib.error.URLError, OSError):
         return False
 
@@ -288,13 +297,16 @@ def test_the_job_is_submitted_to_a_running_head_and_resumes(data: Path, head: He
     ]
     arguments = ["python" if part == sys.executable else part for part in command(data, tmp_path)]
 
-    first = run([*submit, "--", *arguments, "--set", "train.epochs=3"], env=in_venv())
+    stranger = run([*submit, "--", "python", "-c", "pass"], env={**head.environment, "RAY_AUTH_MODE": "disabled"})
+    assert stranger.returncode != 0
+    assert "Missing authentication token" in stranger.stdout + stranger.stderr
+    first = run([*submit, "--", *arguments, "--set", "train.epochs=3"], env=head.environment)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "36 tests" in first.stdout
-    second = run([*submit, "--", *arguments, "--set", "train.epochs=3"], env=in_venv())
+    second = run([*submit, "--", *arguments, "--set", "train.epochs=3"], env=head.environment)
     assert second.returncode == 0, second.stdout + second.stderr
     assert "36 of 36 finished before" in second.stdout
     assert head.free_cpus() == "2.0 of 2.0"
-    refused = run([*submit, "--", *arguments, "--set", "cluster.workers=16", "--fresh"], env=in_venv())
+    refused = run([*submit, "--", *arguments, "--set", "cluster.workers=16", "--fresh"], env=head.environment)
     assert refused.returncode == 1
     assert "cluster.workers=16 with 1 CPU(s) a worker asks for 16 CPU(s)" in refused.stdout + refused.stderr

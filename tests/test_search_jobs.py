@@ -18,7 +18,7 @@ import yaml
 from prunnet import results
 from prunnet.config import load_recipe
 from tests.conftest import image_folder
-from tests.test_jobs import Head, in_venv, kill, run, start, wait_until
+from tests.test_jobs import Head, kill, run, start, wait_until
 from tests.test_jobs import head as head
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -192,10 +192,10 @@ def test_a_search_is_submitted_twice_and_the_second_resumes(data: Path, head: He
     recipe = search_file(tmp_path, data, trials=2)
     submit = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", head.jobs, "--working-dir", "."]
     arguments = ["python", "sweeps/search.py", "--recipe", str(recipe)]
-    first: subprocess.CompletedProcess[str] = run([*submit, "--", *arguments], env=in_venv())
+    first: subprocess.CompletedProcess[str] = run([*submit, "--", *arguments], env=head.environment)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "2 trial(s) to run" in first.stdout
-    second = run([*submit, "--", *arguments], env=in_venv())
+    second = run([*submit, "--", *arguments], env=head.environment)
     assert second.returncode == 0, second.stdout + second.stderr
     assert "2 of 2 trials ended before" in second.stdout
     deadline = time.monotonic() + 60
