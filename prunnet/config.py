@@ -152,7 +152,7 @@ class TrainConfig(Section):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.1
     score_lr: Annotated[float, Field(gt=0)] | None = None
-    """Learning rate of the scores; None: lr."""
+    """Learning rate of the scores; None: see `score_rate`."""
     teacher_lr: Annotated[float, Field(gt=0)] | None = None
     """bct, asymmetric, regression: learning rate of the dense network that the others match; None: lr."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -221,6 +221,14 @@ class TrainConfig(Section):
                 "one network for all capacities"
             )
         return self
+
+    @property
+    def score_rate(self) -> float:
+        """Learning rate of the scores: that of the weights unless `score_lr` says otherwise, and a hundredth of it for
+        channels, whose gradient is a sum over thousands of weights (docs/RESULTS.md)."""
+        if self.score_lr is not None:
+            return self.score_lr
+        return self.lr / 100 if self.granularity == "channel" else self.lr
 
 
 def _off(given: Any) -> Any:
@@ -317,7 +325,9 @@ class Recipe(Section):
             del parts["train"][key]
         if self.train.accumulate == 1:
             del parts["train"]["accumulate"]
-        if self.train.granularity != "channel":
+        if self.train.granularity == "channel":
+            parts["train"]["score_lr"] = self.train.score_rate
+        else:
             del parts["train"]["channel_multiple"]
         if self.train.granularity == "weight":  # files of before it was a choice keep their hashes
             del parts["train"]["granularity"]

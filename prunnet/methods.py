@@ -45,6 +45,8 @@ class Method:
 
 
 _SCORES = {"score_init": "kaiming_uniform", "allocation": "layer"}
+_CHANNEL_SCORES = {"score_init": "magnitude"}
+"""Granularity `channel`: of few scores, each a sum over many weights, a good start is worth more (docs/RESULTS.md)."""
 _ALONE = "each network is trained by itself at one capacity, so there is nothing to draw, project or weigh"
 _PLAIN = "it is the plain sum of the losses; with conflict handling it would be prunnet"
 _WIDTHS = "a switchable network has widths with a BatchNorm each, and no scores"
@@ -121,10 +123,11 @@ def settle(train: Mapping[str, Any]) -> dict[str, Any]:
     if name not in METHODS:
         raise ConfigError(unknown("train.method", str(name), METHODS))
     method, settled = METHODS[name], dict(train)
+    own = _CHANNEL_SCORES if train.get("granularity") == "channel" else {}
     for variant in VARIANTS:
         given = train.get(variant)
         if variant in method.open:
-            settled[variant] = method.open[variant] if given is None else given
+            settled[variant] = own.get(variant, method.open[variant]) if given is None else given
         elif given is None or given == method.fixed.get(variant):
             settled[variant] = method.fixed.get(variant)
         else:

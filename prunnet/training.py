@@ -277,10 +277,9 @@ def make_optimizer(
     scores = list(prunable.scores(net).values())
     scored = {id(p) for p in scores}
     weights = [p for p in net.parameters() if id(p) not in scored]
-    score_lr = config.lr if config.score_lr is None else config.score_lr
     groups: list[dict[str, Any]] = [{"params": weights, "base_lr": config.lr}]
     if scores:
-        groups.append({"params": scores, "base_lr": score_lr})
+        groups.append({"params": scores, "base_lr": config.score_rate})
     if more:
         groups.append({"params": list(more.values()), "base_lr": config.lr, "weight_decay": 0.0})
     if config.optimizer == "adamw":

@@ -109,3 +109,20 @@ def test_a_bare_off_is_the_name_that_it_looks_like() -> None:
     assert load_recipe(None, ["sweep.measure=off"]).sweep.measure == "off"
     with pytest.raises(ConfigError, match="sweep.measure"):
         load_recipe(None, ["sweep.measure=on"])
+
+
+def test_scores_of_channels_start_as_norms_and_learn_slowly_unless_said_otherwise() -> None:
+    """Two recipes that differ in what was left out must not share a network."""
+    plain, slow, fast = (
+        load_recipe(None, words)
+        for words in (
+            [],
+            ["train.granularity=channel"],
+            ["train.granularity=channel", "train.score_lr=0.1", "train.score_init=kaiming_uniform"],
+        )
+    )
+    assert (plain.train.score_rate, plain.train.score_init) == (0.1, "kaiming_uniform")
+    assert (slow.train.score_rate, slow.train.score_init) == (0.001, "magnitude")
+    assert (fast.train.score_rate, fast.train.score_init) == (0.1, "kaiming_uniform")
+    same = load_recipe(None, ["train.granularity=channel", "train.score_lr=0.001"])
+    assert same.training_hash() == slow.training_hash() != fast.training_hash()
