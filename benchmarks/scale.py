@@ -1,6 +1,6 @@
 """What a training on GLDv2 and a sweep of 100 capacities take and move: sizes are counted, rates are given.
 
-    python -m benchmarks.scale [--ratio 5.5] [--overhead-ms 10] [--rate 1000] [--gbit 100] [--batch 512]
+    python -m benchmarks.scale [--ratio 5.1] [--overhead-ms 10] [--rate 1000] [--gbit 100] [--batch 512]
 
 Counted here: the network's tensors, a features folder, a row of the table. Measured elsewhere: `--ratio` (a step of
 N + 1 passes against a dense one, `benchmarks.train_step`) and `--overhead-ms` (of a unit beyond its work,
@@ -31,7 +31,7 @@ FORWARD = 3.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("ratio", 5.5), ("overhead-ms", 10.0), ("rate", 1000.0), ("gbit", 100.0), ("batch", 512.0)):
+    for name, default in (("ratio", 5.1), ("overhead-ms", 10.0), ("rate", 1000.0), ("gbit", 100.0), ("batch", 512.0)):
         parser.add_argument(f"--{name}", type=float, default=default)
     given = parser.parse_args()
     net = RetrievalNet("resnet18", CLASSES, embedding_dim=256)
