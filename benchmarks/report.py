@@ -4,8 +4,8 @@ drawn.
     python -m benchmarks.report
 
 Chromium, headless, software rendering, a new browser with an empty profile each time; the page itself says how long it
-took, by the browser's clock, so that no debugger is attached. Beside it a page of
-ten rows: what that takes is the floor. Last line: JSON, `open_s`, `floor_s`, `page_mb`, `write_s`.
+took, by the browser's clock, so that no debugger is attached. Beside it a page of ten rows: what that takes is the
+floor. Last line: JSON, `open_s`, `floor_s`, `page_mb`, `write_s`.
 """
 
 from __future__ import annotations

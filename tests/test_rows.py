@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunnet import kernels
-from prunnet.masks import LayerMasks, StoredMasks
+from prunnet.masks import LayerMasks, StoredMasks, in_memory_order, laid_out_like
 from prunnet.rows import LayerRows, inner_products, write_sums
 
 CAPACITIES = [0.7, 0.4, 0.05]
@@ -57,17 +57,12 @@ def masks_of(kind: str, weight: torch.Tensor, score: torch.Tensor) -> LayerMasks
 
 def rows_of(layer: dict[str, Any]) -> LayerRows:
     """As training makes them: views in memory order."""
-
-    def flat(tensor: torch.Tensor) -> torch.Tensor:
-        last = tensor.dim() == 4 and not tensor.is_contiguous()
-        return (tensor.permute(0, 2, 3, 1) if last else tensor).reshape(len(tensor), -1)
-
-    weight, score = flat(layer["weight"]), layer["score"]
+    weight, score = in_memory_order(layer["weight"]), layer["score"]
     return LayerRows(
-        gradients=[flat(gradient).clone() for gradient in layer["gradients"]],
+        gradients=[in_memory_order(gradient).clone() for gradient in layer["gradients"]],
         weight=weight,
         weight_grad=torch.full_like(weight, torch.nan),
-        score=None if score is None else flat(score),
+        score=None if score is None else in_memory_order(score),
         score_grad=None if score is None else torch.full_like(weight, torch.nan),
         masks=layer["masks"],
         cuts=CUTS if layer["masks"] is not None else None,
@@ -80,8 +75,7 @@ def plainly(layer: dict[str, Any], rows: LayerRows) -> torch.Tensor:
     for gradient, cut in zip(layer["gradients"], CUTS, strict=True):
         masks = layer["masks"]
         found.append(gradient if masks is None or cut is None else gradient * masks.mask(cut))
-    last = rows.weight.dim() == 2 and layer["weight"].dim() == 4 and not layer["weight"].is_contiguous()
-    stacked = torch.stack([(g.permute(0, 2, 3, 1) if last else g).reshape(len(g), -1) for g in found], 1).double()
+    stacked = torch.stack([in_memory_order(laid_out_like(g, layer["weight"])) for g in found], 1).double()
     if rows.score is None:
         return stacked[:, None]
     factor = rows.weight.double() * rows.score.sign()
