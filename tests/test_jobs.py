@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,6 +68,33 @@ def wait_until(condition: Callable[[], object], job: subprocess.Popen[str], seco
         assert job.poll() is None, job.communicate()[0]
         assert time.monotonic() < deadline, "the job did not get that far"
         time.sleep(0.02)
+
+
+LOOK = """
+import pathlib, ray, sys, time
+from ray.util import placement_group_table
+answer, address, patience, path = sys.argv[1:]
+ray.init(address, logging_level="ERROR")
+deadline = time.monotonic() + float(patience)
+while True:
+    free, every = (r().get("CPU", 0) for r in (ray.available_resources, ray.cluster_resources))
+    held = len([g for g in placement_group_table().values() if g["state"] != "REMOVED"])
+    if (free == every and not held) or time.monotonic() > deadline:
+        break
+    time.sleep(1)
+pathlib.Path(path).write_text(answer.format(free=free, every=every, held=held))
+"""
+
+
+def asked(answer: str, address: str, patience: float, **options: object) -> str:
+    """`answer` with the CPUs that are free, of every, and the placement groups that are held, as a driver that joins
+    the cluster sees them: once nothing is held, or after `patience` seconds. By a file: Ray prints news of the cluster,
+    of nodes that died for instance, among whatever a driver prints."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "answer"
+        done = run([sys.executable, "-c", LOOK, answer, address, str(patience), str(path)], **options)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return path.read_text()
 
 
 def descendants(job: subprocess.Popen[str], title: str) -> list[psutil.Process]:
@@ -237,11 +265,7 @@ class Head(NamedTuple):
 
     def free_cpus(self) -> str:
         """`free of all`, as a driver that joins the cluster sees it."""
-        script = (
-            f"import ray; ray.init('{self.cluster}', logging_level='ERROR'); "
-            "print(ray.available_resources()['CPU'], 'of', ray.cluster_resources()['CPU'])"
-        )
-        return run([sys.executable, "-c", script], env=self.environment).stdout.strip()
+        return asked("{free} of {every}", self.cluster, 0, env=self.environment)
 
 
 @pytest.fixture

@@ -52,23 +52,8 @@ def start(command: list[str], cluster: Cluster) -> subprocess.Popen[str]:
     )
 
 
-LOOK = """
-import ray, sys, time
-from ray.util import placement_group_table
-ray.init(sys.argv[1], logging_level="ERROR")
-deadline = time.monotonic() + 90
-while True:
-    free, every = (r().get("CPU", 0) for r in (ray.available_resources, ray.cluster_resources))
-    held = [g for g in placement_group_table().values() if g["state"] != "REMOVED"]
-    if (free == every and not held) or time.monotonic() > deadline:
-        break
-    time.sleep(1)
-print(f"{free} of {every} CPUs free, {len(held)} placement groups held")
-"""
-
-
 def left_over(cluster: Cluster) -> str:
-    return run([sys.executable, "-c", LOOK, cluster.address]).stdout.strip()
+    return test_jobs.asked("{free} of {every} CPUs free, {held} placement groups held", cluster.address, 90)
 
 
 @pytest.fixture(scope="module")
