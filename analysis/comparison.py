@@ -11,11 +11,13 @@ written; the words around it are the author's.
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from analysis import commands
 from analysis.quantities import Quantity
 from prunnet.results import ResultsError, p_comp, p_up, read, read_packed, update_gain
 
@@ -255,11 +257,15 @@ def short_page(rows: Sequence[Row]) -> str:
     return "\n\n".join(parts)
 
 
-def write(table: str | Path, path: str | Path, mark: str = MARK) -> None:
-    """Puts the tables of an ablation (a packed file, or a results folder) between the marks of a page."""
-    read_table = read if Path(table).is_dir() else read_packed
+def write(
+    table: Annotated[Path, typer.Argument(help="Table of an ablation in one file, or a results folder.")],
+    path: Annotated[Path, typer.Argument(help="Page to write to; made where there is none.")],
+    mark: Annotated[str, typer.Argument(help="Name of the marks: the short form, unless it is 'tables'.")] = MARK,
+) -> None:
+    """Put the tables of an ablation between the marks of a page."""
+    read_table = read if table.is_dir() else read_packed
     rows = sorted(read_table(table).to_pylist(), key=_order)
-    path, (begin, end) = Path(path), marks(mark)
+    begin, end = marks(mark)
     text = path.read_text(encoding="utf-8") if path.exists() else f"# Results\n\n{begin}\n{end}\n"
     before, found, rest = text.partition(begin)
     _, closed, after = rest.partition(end)
@@ -279,4 +285,4 @@ def _order(row: Row) -> tuple[int, str, int]:
 
 
 if __name__ == "__main__":
-    write(*sys.argv[1:4])
+    commands.run(write)

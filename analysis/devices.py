@@ -8,15 +8,15 @@ Cross-tests in the dense gallery of the same network, mean over seeds and, with 
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from analysis import plots
+from analysis import commands, plots
 from prunnet.results import ResultsError, read, read_packed
 
 Row = Mapping[str, Any]
@@ -73,12 +73,15 @@ def _draw(axes: Any, rows: Sequence[Row], granularity: str, column: str, unit: f
         axes.annotate(label, (x[place], y[place]), xytext=(4, -11), textcoords="offset points", size=8)
 
 
-def main(source: Path, target: Path) -> None:
-    """Draws the rows of a results folder or file."""
+def main(
+    source: Annotated[Path, typer.Argument(help="Results folder, or a table in one file.")],
+    target: Annotated[Path, typer.Argument(help="Picture to write: .png or .svg.")],
+) -> None:
+    """Draw accuracy over multiply-adds and over measured latency, a line a granularity."""
     rows = (read if source.is_dir() else read_packed)(source).to_pylist()
     kind = target.suffix.removeprefix(".")
     target.write_bytes(plots.rendered(figure(rows), kind)[kind])
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    commands.run(main)

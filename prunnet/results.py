@@ -190,7 +190,10 @@ def unpack(path: str | Path, folder: str | Path) -> int:
 
 
 def read_packed(path: str | Path) -> pa.Table:
-    """All rows of a file that `pack` wrote; ResultsError where it is torn, foreign or of another schema."""
+    """All rows of a file that `pack` wrote; ResultsError where there is none, or it is torn, foreign or of another
+    schema."""
+    if not place(path).is_file():
+        raise ResultsError(f"{str(path)!r} is no table of results: there is no such file")
     return _read_part(place(path))
 
 

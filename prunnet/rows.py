@@ -36,7 +36,7 @@ class LayerRows:
     """
 
     gradients: Sequence[Tensor]
-    """M of [B, n]; may be overwritten where a mask leaves ties out."""
+    """M of [B, n], in the weight's precision or in bfloat16; 0 where a mask leaves ties out (`zero_ties`)."""
     weight: Tensor
     """[B, n]."""
     weight_grad: Tensor
@@ -56,22 +56,17 @@ class LayerRows:
 
     @cached_property
     def loops(self) -> _Loops | None:
-        """The layer as compiled loops take it, ties that its masks leave out set to 0; None where they cannot."""
-        thresholds: list[float] = []
+        """The layer as compiled loops take it; None where they cannot."""
         if not compilable(self.weight):
             return None
-        for gradient, cut in zip(self.gradients, self.cuts or [None] * len(self.gradients), strict=True):
-            found: tuple[float, Tensor | None] | None = -math.inf, None
+        thresholds: list[float] = []
+        for cut in self.cuts or [None] * len(self.gradients):
+            found: float | None = -math.inf
             if cut is not None:
                 found = self.masks.threshold(cut) if isinstance(self.masks, LayerMasks) else None
             if found is None:
                 return None
-            assert gradient.is_contiguous()  # nothing but its address is handed on
-            assert gradient.dtype == self.weight.dtype
-            threshold, left_out = found
-            thresholds.append(threshold)
-            if left_out is not None:
-                gradient.view(-1)[left_out] = 0
+            thresholds.append(found)
         return _Loops(self, thresholds)
 
     def pieces(self) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
@@ -149,7 +144,11 @@ class _Loops:
         self.weight, self.of_weights = layer.weight.numpy(), layer.weight_grad.numpy()
         self.score = self.weight if layer.score is None else layer.score.numpy()
         self.of_scores = self.of_weights if layer.score_grad is None else layer.score_grad.numpy()
+        # Nothing but their addresses is handed on.
+        assert all(gradient.is_contiguous() for gradient in layer.gradients)
+        assert all(gradient.dtype in (layer.weight.dtype, torch.bfloat16) for gradient in layer.gradients)
         self.rows = np.array([gradient.data_ptr() for gradient in layer.gradients])
+        self.brief = np.array([gradient.dtype == torch.bfloat16 for gradient in layer.gradients])
         self.below = np.array(thresholds, self.weight.dtype)
         if isinstance(layer.masks, LayerMasks):
             self.magnitude = layer.masks.magnitude.numpy()
@@ -157,8 +156,8 @@ class _Loops:
             self.magnitude = self.weight if layer.score is None else np.abs(self.score)
 
     def grams(self, out: np.ndarray, part: tuple[int, int]) -> None:
-        kernels.grams(self.rows, self.below, self.magnitude, self.weight, part, out)
+        kernels.grams(self.rows, self.brief, self.below, self.magnitude, self.weight, part, out)
 
     def sums(self, coefficients: np.ndarray, part: tuple[int, int]) -> None:
-        given = self.rows, self.below, self.magnitude, self.weight, self.score, part
+        given = self.rows, self.brief, self.below, self.magnitude, self.weight, self.score, part
         kernels.sums(*given, coefficients, self.of_weights, self.of_scores)

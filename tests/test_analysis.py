@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
+from pathlib import Path
 
 import moocore
 import numpy as np
@@ -15,6 +18,21 @@ from analysis import devices, plots, report, tables
 from analysis.frame import Frame
 from analysis.pareto import Point, front, hypervolume
 from prunnet.errors import ResultsError
+from tests.conftest import REPOSITORY
+
+
+@pytest.mark.parametrize("module", ["analysis.devices", "analysis.comparison"])
+def test_commands_of_the_analysis_say_in_one_line_what_is_wrong(module: str, tmp_path: Path) -> None:
+    (tmp_path / "foreign").write_text("not a table")
+    for name, said in (("missing", "there is no such file"), ("foreign", "torn part 'foreign'")):
+        command = [sys.executable, "-m", module, str(tmp_path / name), str(tmp_path / "out.png")]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ")
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out.png").exists()
+
 
 points = st.lists(st.builds(Point, st.integers(0, 8), st.integers(0, 8)), max_size=12)
 

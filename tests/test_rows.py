@@ -33,6 +33,8 @@ def layers(draw: st.DrawFn) -> dict[str, Any]:
     if draw(st.booleans()):
         score = torch.randint(-2, 3, shape, generator=generator).to(dtype)
     gradients = [torch.randn(shape, generator=generator, dtype=dtype) for _ in CUTS]
+    if draw(st.booleans()):  # a pass in bf16: its masked weights are, and so their gradients
+        gradients[1:] = [gradient.bfloat16() for gradient in gradients[1:]]
     if len(shape) == 4 and draw(st.booleans()):
         like = {"memory_format": torch.channels_last}
         weight, score = weight.to(**like), score.to(**like)
@@ -58,8 +60,13 @@ def masks_of(kind: str, weight: torch.Tensor, score: torch.Tensor) -> LayerMasks
 def rows_of(layer: dict[str, Any]) -> LayerRows:
     """As training makes them: views in memory order."""
     weight, score = in_memory_order(layer["weight"]), layer["score"]
+    gradients = [in_memory_order(gradient).clone() for gradient in layer["gradients"]]
+    if isinstance(layer["masks"], LayerMasks):
+        for gradient, cut in zip(gradients, CUTS, strict=True):
+            if cut is not None:
+                layer["masks"].zero_ties(gradient, cut)
     return LayerRows(
-        gradients=[in_memory_order(gradient).clone() for gradient in layer["gradients"]],
+        gradients=gradients,
         weight=weight,
         weight_grad=torch.full_like(weight, torch.nan),
         score=None if score is None else in_memory_order(score),
@@ -74,7 +81,8 @@ def plainly(layer: dict[str, Any], rows: LayerRows) -> torch.Tensor:
     found = []
     for gradient, cut in zip(layer["gradients"], CUTS, strict=True):
         masks = layer["masks"]
-        found.append(gradient if masks is None or cut is None else gradient * masks.mask(cut))
+        exactly = gradient.double()
+        found.append(exactly if masks is None or cut is None else exactly * masks.mask(cut))
     stacked = torch.stack([in_memory_order(laid_out_like(g, layer["weight"])) for g in found], 1).double()
     if rows.score is None:
         return stacked[:, None]

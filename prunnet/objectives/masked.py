@@ -67,6 +67,9 @@ class Masked(Objective):
         }
         """Shared weights that read what a mask cuts (granularity `channel`): masked, too, and trained by the main
         pass."""
+        rounded = [name for name, layer in self.layers.items() if prunable.is_plain(layer)]
+        self._brief = dict.fromkeys(rounded if self.dtype == torch.bfloat16 else [], self.dtype)
+        """Layer -> precision of its masked weights, where autocast would round them to it all the same."""
         self._conflicts: list[Tensor] = []
         self._narrows: bool | None = None
         """Whether passes of channel cuts run on smaller tensors; None: not looked at yet."""
@@ -124,7 +127,7 @@ class Masked(Objective):
             used = narrow.weights(learned)
             tensors = narrow.others()
         elif mask is not None:
-            used = {name: self.masks[name].apply(w, mask).requires_grad_() for name, w in learned.items()}
+            used = {n: self.masks[n].apply(w, mask, self._brief.get(n)).requires_grad_() for n, w in learned.items()}
         if mask is not None:
             tensors |= {f"net.{name}.weight": weight for name, weight in used.items()}
         wanted = [*used.values(), *(self.shared.values() if index == 0 else ())]
@@ -211,16 +214,20 @@ class Masked(Objective):
     def _layer_rows(self, name: str, gradients: list[Tensor], cuts: Sequence[Cut]) -> LayerRows:
         """One layer's gradients from all passes; each subnetwork's is put under its mask when it is read (what was
         widened from smaller tensors is 0 already where nothing was)."""
-        weight = self.weights[name]
+        weight, masks = self.weights[name], self.masks[name]
         score = self.scores[name] if self.selection.fused else None
+        # A convolution may hand its gradient back in another memory format than its weight has.
+        gradients = [in_memory_order(laid_out_like(gradient, weight)) for gradient in gradients]
+        for gradient, cut in zip(gradients, cuts, strict=True):
+            if isinstance(masks, LayerMasks) and isinstance(cut, int):
+                masks.zero_ties(gradient, cut)
         return LayerRows(
-            # A convolution may hand its gradient back in another memory format than its weight has.
-            gradients=[in_memory_order(laid_out_like(gradient, weight)) for gradient in gradients],
+            gradients=gradients,
             weight=in_memory_order(weight.detach()),
             weight_grad=in_memory_order(_grad(weight)),
             score=None if score is None else in_memory_order(laid_out_like(score.detach(), weight)),
             score_grad=None if score is None else in_memory_order(_grad(score)),
-            masks=self.masks[name],
+            masks=masks,
             cuts=[cut if isinstance(cut, int) else None for cut in cuts],
         )
 
