@@ -87,27 +87,8 @@ def candidates(magnitudes: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, 
 
 
 @_compiled
-def _read(row: int, brief: bool, below: float, magnitude: np.ndarray, b: int, start: int, own: np.ndarray) -> None:
-    """A piece of one gradient into `own`, 0 where the score's magnitude is not above the threshold."""
-    worth = magnitude[b, start : start + len(own)]
-    if brief:  # a bfloat16 is the leading half of a float32
-        halves = numba.carray(_pointer(row, np.empty(0, np.uint16)), magnitude.shape)[b, start : start + len(own)]
-        single = np.empty(len(own), np.float32)
-        bits = single.view(np.uint32)
-        for x in range(len(own)):
-            bits[x] = np.uint32(halves[x]) << np.uint32(16)
-        for x in range(len(own)):
-            own[x] = single[x] if worth[x] > below else own.dtype.type(0)
-    else:
-        gradient = numba.carray(_pointer(row, magnitude), magnitude.shape)[b, start : start + len(own)]
-        for x in range(len(own)):
-            own[x] = gradient[x] if worth[x] > below else own.dtype.type(0)
-
-
-@_compiled
 def grams(
     rows: np.ndarray,
-    brief: np.ndarray,
     below: np.ndarray,
     magnitude: np.ndarray,
     weight: np.ndarray,
@@ -118,7 +99,6 @@ def grams(
 
     Args:
         rows: [M], addresses of gradients [B, n], laid out like `weight`.
-        brief: [M], whether they are bfloat16; else they are of the weight's kind.
         below: [M], their thresholds.
         magnitude, weight: [B, n].
         kernels: from, to.
@@ -136,7 +116,9 @@ def grams(
             for x in range(width):
                 square[x] = factor[x] * factor[x] if worth[x] > nothing else nothing
             for i in range(count):
-                _read(rows[i], brief[i], below[i], magnitude, b, start, masked[i, :width])
+                gradient, own = numba.carray(_pointer(rows[i], weight), weight.shape)[b, part], masked[i]
+                for x in range(width):
+                    own[x] = gradient[x] if worth[x] > below[i] else nothing
             for i in range(count):
                 for j in range(0, i + 1, 2):  # two at a time: what is read serves four sums
                     k = min(j + 1, i)
@@ -162,7 +144,6 @@ def grams(
 @_compiled
 def sums(
     rows: np.ndarray,
-    brief: np.ndarray,
     below: np.ndarray,
     magnitude: np.ndarray,
     weight: np.ndarray,
@@ -180,22 +161,22 @@ def sums(
         of_weights, of_scores: [B, n], are written; the latter where K = 2.
     """
     count, size, kinds = len(rows), weight.shape[1], coefficients.shape[1]
-    totals, nothing = np.empty((3, _PIECE), weight.dtype), weight.dtype.type(0)
-    first, second, masked = totals[0], totals[1], totals[2]
+    totals, nothing = np.empty((2, _PIECE), weight.dtype), weight.dtype.type(0)
+    first, second = totals[0], totals[1]
     for b in range(kernels[0], kernels[1]):
         for start in range(0, size, _PIECE):
             part = slice(start, start + _PIECE)
-            factor, learned = weight[b, part], score[b, part]
-            width = len(factor)
+            worth, factor, learned = magnitude[b, part], weight[b, part], score[b, part]
             totals[:] = nothing
             for i in range(count):
-                _read(rows[i], brief[i], below[i], magnitude, b, start, masked[:width])
-                for x in range(width):
-                    first[x] += coefficients[b, 0, i] * masked[x]
-                    second[x] += coefficients[b, kinds - 1, i] * masked[x]
+                gradient = numba.carray(_pointer(rows[i], weight), weight.shape)[b, part]
+                for x in range(len(worth)):
+                    value = gradient[x] if worth[x] > below[i] else nothing
+                    first[x] += coefficients[b, 0, i] * value
+                    second[x] += coefficients[b, kinds - 1, i] * value
             weights_out, scores_out = of_weights[b, part], of_scores[b, part]
-            for x in range(width):
+            for x in range(len(worth)):
                 weights_out[x] = first[x]
             if kinds == 2:
-                for x in range(width):
+                for x in range(len(worth)):
                     scores_out[x] = second[x] * factor[x] * np.sign(learned[x])

@@ -23,8 +23,6 @@ from prunnet.errors import ConfigError, unknown
 ALLOCATIONS = ("layer", "global")
 FLOOR = 0.01
 """Share of every layer that allocation `global` keeps in any case."""
-_IN_CACHE = 131_072
-"""Numbers that a core's own cache holds beside what they are made of."""
 _MIN_THRESHOLD = 1e-30
 """Below it the value under a threshold may be a denormal, which some CPUs flush to zero."""
 
@@ -131,10 +129,9 @@ class LayerMasks:
     def _flat(self) -> Tensor:
         return in_memory_order(self._magnitude).view(-1)
 
-    def apply(self, values: Tensor, index: int, dtype: torch.dtype | None = None) -> Tensor:
-        """A new tensor: `values` [*scores.shape] where mask `index` keeps, else 0; memory format kept. Rounded to
-        `dtype` (None: that of `values`)."""
-        result = torch.empty_like(self._magnitude, dtype=dtype or values.dtype)
+    def apply(self, values: Tensor, index: int) -> Tensor:
+        """A new tensor: `values` [*scores.shape] where mask `index` keeps, else 0; memory format kept."""
+        result = torch.empty_like(self._magnitude, dtype=values.dtype)
         values = laid_out_like(values.detach(), self._magnitude)
         self.apply_rows(in_memory_order(values), index, out=in_memory_order(result))
         return result
@@ -144,17 +141,9 @@ class LayerMasks:
         if self._ranks is not None:
             torch.mul(values, in_memory_order(self._ranks)[kernels] < self.counts[index], out=out)
             return
-        magnitude = self.magnitude[kernels]
-        # What has to be rounded is rounded while it is in cache.
-        step = len(out) if out.dtype == magnitude.dtype else max(1, _IN_CACHE // magnitude.shape[1])
-        for start in range(0, len(out), step):
-            part = slice(start, start + step)
-            # threshold_backward(v, a, t) is "v where a > t, else 0": one pass, and no mask tensor.
-            given = values[part].to(magnitude.dtype), magnitude[part], self._below[index]
-            if out.dtype == magnitude.dtype:
-                torch.ops.aten.threshold_backward(*given, grad_input=out[part])
-            else:
-                out[part] = torch.ops.aten.threshold_backward(*given)
+        # threshold_backward(v, a, t) is "v where a > t, else 0": one pass, and no mask tensor.
+        magnitude = in_memory_order(self._magnitude)[kernels]
+        torch.ops.aten.threshold_backward(values, magnitude, self._below[index], grad_input=out)
         dropped = self._dropped[index]
         if dropped is not None:
             size = out.shape[1]
@@ -198,10 +187,9 @@ class StoredMasks:
     def _kept(self, mask: Tensor) -> Tensor:
         return torch.empty_like(self._like, dtype=torch.bool).copy_(mask)
 
-    def apply(self, values: Tensor, index: int, dtype: torch.dtype | None = None) -> Tensor:
+    def apply(self, values: Tensor, index: int) -> Tensor:
         """As `LayerMasks.apply`."""
-        result = torch.empty_like(self._like, dtype=dtype or values.dtype)
-        return torch.mul(laid_out_like(values.detach(), self._like), self.mask(index), out=result)
+        return laid_out_like(values.detach(), self._like) * self.mask(index)
 
     def apply_rows(self, values: Tensor, index: int, *, out: Tensor, kernels: slice = slice(None)) -> None:
         """As `LayerMasks.apply_rows`."""

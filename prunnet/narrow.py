@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-
-from prunnet import prunable
 
 if TYPE_CHECKING:
     from prunnet.nets import RetrievalNet
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_PLAIN = (*_CONVOLUTIONS, nn.Linear)
+"""Exactly these: a layer that is derived from one may do something with its weight that depends on its shape."""
 _AGREE = 1e-3
 """Of the largest feature: by how much both ways may differ in float32."""
 
@@ -138,7 +139,7 @@ def can_be_narrow(net: RetrievalNet) -> bool:
     sites = {layer for group in net.channels.graph.groups for layer, _ in group.sites}
     modules = [net.get_submodule(name) for name in sites]
     heads = set(net.channels.graph.heads.values()) & sites
-    return not heads and all(prunable.is_plain(m) or isinstance(m, _BatchNorm) for m in modules)
+    return not heads and all(type(m) in _PLAIN or isinstance(m, _BatchNorm) for m in modules)
 
 
 def _norms(net: RetrievalNet, kept: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -19,7 +19,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunnet.errors import ConfigError, unknown
 
-_PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 SCORE_INITS = ("kaiming_uniform", "normal", "magnitude", "constant")
 """Those that need no data; `snip_scores` is the fifth."""
 
@@ -47,13 +46,7 @@ def is_score(name: str) -> bool:
 
 def is_prunable(module: nn.Module) -> bool:
     """Convolutions of any kind (grouped and depthwise too) and linear layers."""
-    return isinstance(module, _PLAIN)
-
-
-def is_plain(module: nn.Module) -> bool:
-    """Exactly a convolution or linear layer, which hands its weight to one operation; a layer that is derived from one
-    may do something else with it, which depends on its shape or precision."""
-    return type(module) in _PLAIN
+    return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear))
 
 
 def attach_scores(

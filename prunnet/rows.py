@@ -36,7 +36,7 @@ class LayerRows:
     """
 
     gradients: Sequence[Tensor]
-    """M of [B, n], in the weight's precision or in bfloat16; 0 where a mask leaves ties out (`zero_ties`)."""
+    """M of [B, n]; 0 where a mask leaves ties out (`LayerMasks.zero_ties`)."""
     weight: Tensor
     """[B, n]."""
     weight_grad: Tensor
@@ -145,10 +145,8 @@ class _Loops:
         self.score = self.weight if layer.score is None else layer.score.numpy()
         self.of_scores = self.of_weights if layer.score_grad is None else layer.score_grad.numpy()
         # Nothing but their addresses is handed on.
-        assert all(gradient.is_contiguous() for gradient in layer.gradients)
-        assert all(gradient.dtype in (layer.weight.dtype, torch.bfloat16) for gradient in layer.gradients)
+        assert all(gradient.is_contiguous() and gradient.dtype == layer.weight.dtype for gradient in layer.gradients)
         self.rows = np.array([gradient.data_ptr() for gradient in layer.gradients])
-        self.brief = np.array([gradient.dtype == torch.bfloat16 for gradient in layer.gradients])
         self.below = np.array(thresholds, self.weight.dtype)
         if isinstance(layer.masks, LayerMasks):
             self.magnitude = layer.masks.magnitude.numpy()
@@ -156,8 +154,8 @@ class _Loops:
             self.magnitude = self.weight if layer.score is None else np.abs(self.score)
 
     def grams(self, out: np.ndarray, part: tuple[int, int]) -> None:
-        kernels.grams(self.rows, self.brief, self.below, self.magnitude, self.weight, part, out)
+        kernels.grams(self.rows, self.below, self.magnitude, self.weight, part, out)
 
     def sums(self, coefficients: np.ndarray, part: tuple[int, int]) -> None:
-        given = self.rows, self.brief, self.below, self.magnitude, self.weight, self.score, part
+        given = self.rows, self.below, self.magnitude, self.weight, self.score, part
         kernels.sums(*given, coefficients, self.of_weights, self.of_scores)

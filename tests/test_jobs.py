@@ -270,8 +270,10 @@ class Head(NamedTuple):
 
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[Head]:
-    """A Ray head on loopback, with a token of its own. Ends only what it started."""
+    """A Ray head on loopback, with a token and a temporary folder of its own (by that folder a submitted job finds its
+    cluster: see docs/CLUSTER.md). Ends only what it started."""
     port, dashboard = free_port(), free_port()
+    temporary = tempfile.mkdtemp(prefix="ray-")  # short: it holds sockets, whose paths may have 107 characters
     token = tmp_path / "token"
     token.write_text(secrets.token_hex(32))
     token.chmod(0o600)
@@ -280,7 +282,7 @@ def head(tmp_path: Path) -> Iterator[Head]:
         [
             str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={port}",
             f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1",
-            "--disable-usage-stats", f"--ray-client-server-port={free_port()}",
+            "--disable-usage-stats", f"--temp-dir={temporary}", f"--ray-client-server-port={free_port()}",
             f"--dashboard-agent-listen-port={free_port()}",  # its default is taken where another Ray runs
         ],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=environment,
@@ -295,6 +297,7 @@ def head(tmp_path: Path) -> Iterator[Head]:
             with contextlib.suppress(psutil.Error, OSError):
                 process.kill()
         head.wait(timeout=30)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def answers(port: int) -> bool:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunnet.errors import ConfigError
-from prunnet.masks import LayerMasks, StoredMasks, keep_count, top_k_mask
+from prunnet.masks import LayerMasks, keep_count, top_k_mask
 from tests import reference
 
 shapes = st.sampled_from([(7,), (5, 3), (4, 3, 3, 3), (6, 1, 3, 3), (1, 1)])
@@ -58,28 +58,6 @@ def test_applying_a_mask_multiplies_by_it(scores: torch.Tensor, capacities: list
         applied = masks.apply(values, index)
         assert torch.equal(applied, values * masks.mask(index))
         assert applied.stride() == scores.stride()
-
-
-@given(scores=score_tensors(), stored=st.booleans())
-def test_masked_values_are_rounded_as_torch_rounds_them(scores: torch.Tensor, stored: bool) -> None:
-    scores = scores.view(-1, 1) if scores.dim() < 2 else scores
-    masks: LayerMasks | StoredMasks = LayerMasks(scores, [0.6])
-    if stored:
-        mask = masks.mask(0)
-        masks = StoredMasks(scores)
-        masks.set([mask])
-    values = torch.randn_like(scores)
-    rounded = masks.apply(values, 0, torch.bfloat16)
-    assert rounded.dtype == torch.bfloat16
-    assert rounded.stride() == scores.stride()
-    assert torch.equal(rounded, masks.apply(values, 0).bfloat16())
-
-
-def test_a_layer_that_is_larger_than_a_cache_is_rounded_alike() -> None:
-    scores = torch.randint(-9, 9, (400, 128, 3, 3)).float().to(memory_format=torch.channels_last)
-    masks = LayerMasks(scores, [0.6])
-    values = torch.randn_like(scores)
-    assert torch.equal(masks.apply(values, 0, torch.bfloat16), masks.apply(values, 0).bfloat16())
 
 
 def test_masks_follow_the_scores() -> None:

@@ -33,8 +33,6 @@ def layers(draw: st.DrawFn) -> dict[str, Any]:
     if draw(st.booleans()):
         score = torch.randint(-2, 3, shape, generator=generator).to(dtype)
     gradients = [torch.randn(shape, generator=generator, dtype=dtype) for _ in CUTS]
-    if draw(st.booleans()):  # a pass in bf16: its masked weights are, and so their gradients
-        gradients[1:] = [gradient.bfloat16() for gradient in gradients[1:]]
     if len(shape) == 4 and draw(st.booleans()):
         like = {"memory_format": torch.channels_last}
         weight, score = weight.to(**like), score.to(**like)
@@ -81,8 +79,7 @@ def plainly(layer: dict[str, Any], rows: LayerRows) -> torch.Tensor:
     found = []
     for gradient, cut in zip(layer["gradients"], CUTS, strict=True):
         masks = layer["masks"]
-        exactly = gradient.double()
-        found.append(exactly if masks is None or cut is None else exactly * masks.mask(cut))
+        found.append(gradient if masks is None or cut is None else gradient * masks.mask(cut))
     stacked = torch.stack([in_memory_order(laid_out_like(g, layer["weight"])) for g in found], 1).double()
     if rows.score is None:
         return stacked[:, None]

@@ -20,7 +20,6 @@ from prunnet.data.transforms import Augmentation, Preprocessing
 from prunnet.errors import CheckpointError, ConfigError, DataError
 from prunnet.objectives import Context, make_objective
 from prunnet.objectives.masked import step_seed
-from prunnet.objectives.prunnet import PrunNet
 from prunnet.training import Trainer, schedule
 from tests import methods, reference
 from tests.conftest import net_without_batchnorm, striped_images, tiny_net
@@ -147,25 +146,6 @@ def test_the_same_seed_gives_the_same_bits(preprocessing: Preprocessing, precisi
 def test_bf16_trains_without_nan_and_about_as_well(preprocessing: Preprocessing) -> None:
     losses = {p: trainer_for(preprocessing, precision=p, epochs=8).run()[-1]["loss_1"] for p in ("fp32", "bf16")}
     assert abs(losses["bf16"] - losses["fp32"]) < 0.25
-
-
-@pytest.mark.parametrize("parts", [1, 2])
-def test_masked_weights_in_bf16_give_what_autocast_gives(preprocessing: Preprocessing, parts: int) -> None:
-    """To the bit: the weights are rounded when they are masked, in place of masked and then rounded."""
-    found = []
-    for brief in (True, False):
-        trainer = trainer_for(preprocessing, precision="bf16", accumulate=parts)
-        objective = trainer.objective
-        assert isinstance(objective, PrunNet)
-        assert set(objective._brief) == set(objective.weights)
-        if not brief:
-            objective._brief = {}
-        trainer.step(*next(trainer._batches(0, 0)))
-        found.append({name: p.grad for name, p in trainer.net.named_parameters()})
-    for name, gradient in found[0].items():
-        assert gradient is not None
-        assert gradient.dtype == torch.float32
-        assert torch.equal(gradient, found[1][name]), name
 
 
 class Stopped(Exception):

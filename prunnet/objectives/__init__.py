@@ -116,12 +116,9 @@ class Objective:
 
 
 def mean(parts: Sequence[Part], of: Callable[[Part], list[Tensor]]) -> list[Tensor]:
-    """What `of` says of each part of a batch, averaged place by place, in float32 at least; a part's tensors are let go
-    before the next."""
+    """What `of` says of each part of a batch, averaged place by place; a part's tensors are let go before the next."""
     first, *others = parts
     total = of(first)
-    if others:
-        total = [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in total]
     for part in others:
         total = [one + other for one, other in zip(total, of(part), strict=True)]
     return [tensor / len(parts) for tensor in total] if others else total

@@ -67,9 +67,6 @@ class Masked(Objective):
         }
         """Shared weights that read what a mask cuts (granularity `channel`): masked, too, and trained by the main
         pass."""
-        rounded = [name for name, layer in self.layers.items() if prunable.is_plain(layer)]
-        self._brief = dict.fromkeys(rounded if self.dtype == torch.bfloat16 else [], self.dtype)
-        """Layer -> precision of its masked weights, where autocast would round them to it all the same."""
         self._conflicts: list[Tensor] = []
         self._narrows: bool | None = None
         """Whether passes of channel cuts run on smaller tensors; None: not looked at yet."""
@@ -127,7 +124,7 @@ class Masked(Objective):
             used = narrow.weights(learned)
             tensors = narrow.others()
         elif mask is not None:
-            used = {n: self.masks[n].apply(w, mask, self._brief.get(n)).requires_grad_() for n, w in learned.items()}
+            used = {name: self.masks[name].apply(w, mask).requires_grad_() for name, w in learned.items()}
         if mask is not None:
             tensors |= {f"net.{name}.weight": weight for name, weight in used.items()}
         wanted = [*used.values(), *(self.shared.values() if index == 0 else ())]
