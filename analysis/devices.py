@@ -44,7 +44,7 @@ def figure(rows: Sequence[Row], latency: str = "latency_ms_b1") -> Figure:
     drawn, axes = plots.plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained", sharey=True)
     for granularity in [name for name in TITLES if by_capacity(rows, name, "map")]:
         _draw(axes[0], rows, granularity, "macs", 1e6)
-        _draw(axes[1], measured, granularity, latency, 1.0)
+        _draw(axes[1], rows, granularity, latency, 1.0)
     batch = "an image" if latency.endswith("_b1") else f"a batch of {latency.rpartition('b')[2]}"
     how = sorted({f"{row['runtime']}, threads: {row['threads']}, {row['device']}" for row in measured})
     axes[0].set(xlabel="MMACs an image, of the weights that are kept", ylabel="mAP in the dense gallery (%)")

@@ -29,7 +29,8 @@ longer than an epoch of a small network."""
 
 @contextmanager
 def session(config: ClusterConfig, *, state_api: bool = False) -> Iterator[None]:
-    """A Ray cluster for the time of a job: the one of RAY_ADDRESS (as in a submitted job), else a local one.
+    """A Ray cluster for the time of a job: the one of RAY_ADDRESS (as in a submitted job), else a local one. Inside
+    another session it is that one's.
 
     Args:
         state_api: whether Ray's dashboard process must run: see `check_state_api`.

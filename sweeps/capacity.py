@@ -19,6 +19,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,9 +63,12 @@ def sweep(recipe: Recipe, *, fresh: bool = False, console: Console | None = None
         console.print(f"run {run.folder}", soft_wrap=True)
         dataset = open_data(recipe, console)
         dataset.split(recipe.sweep.split)
-        family = trained_networks(recipe, run, dataset, console)
-        units = plan_units(recipe, family, dataset)
-        failures = evaluate_missing(recipe, run, dataset, family, units, console)
+        with ExitStack() as cluster:
+            family = trained_networks(recipe, run, dataset, console, cluster)
+            units = plan_units(recipe, family, dataset)
+            if recipe.sweep.measure != "off":
+                cluster.close()  # what is measured has the machine to itself
+            failures = evaluate_missing(recipe, run, dataset, family, units, console)
         conclude(recipe, run, family, units, failures, console)
     return 1 if failures else 0
 
@@ -79,8 +83,9 @@ def open_data(recipe: Recipe, console: Console) -> Dataset:
     return dataset
 
 
-def trained_networks(recipe: Recipe, run: Run, dataset: Dataset, console: Console) -> Family:
-    """What is swept: a given checkpoint, this run's finished networks, or those that are trained now."""
+def trained_networks(recipe: Recipe, run: Run, dataset: Dataset, console: Console, cluster: ExitStack) -> Family:
+    """What is swept: a given checkpoint, this run's finished networks, or those that are trained now. `cluster` keeps
+    the session that is opened for it, which whoever needs one next joins."""
     if recipe.model.checkpoint:
         console.print(f"network from {recipe.model.checkpoint}")
         net, header = load_network(recipe.model.checkpoint)
@@ -89,11 +94,11 @@ def trained_networks(recipe: Recipe, run: Run, dataset: Dataset, console: Consol
     files: dict[float, Path] = {}
     for stage in stages(recipe):
         files[stage.capacity] = run.folder / stage.file
-        train_stage(stage.ready(run.model), run, files[stage.capacity], dataset, console)
+        train_stage(stage.ready(run.model), run, files[stage.capacity], dataset, console, cluster)
     return Family.load(files, recipe.train.old)
 
 
-def train_stage(recipe: Recipe, run: Run, path: Path, dataset: Dataset, console: Console) -> None:
+def train_stage(recipe: Recipe, run: Run, path: Path, dataset: Dataset, console: Console, cluster: ExitStack) -> None:
     """One network on the cluster, unless it is finished."""
     if finished(path, recipe):
         console.print(f"training: {path.name} finished before ({recipe.train.epochs} epochs), nothing to do")
@@ -105,8 +110,8 @@ def train_stage(recipe: Recipe, run: Run, path: Path, dataset: Dataset, console:
     console.print(
         f"training {recipe.train.method}{capacity} on {len(dataset.train)} images of {len(dataset.class_names)} classes"
     )
-    with session(recipe.cluster):
-        train(recipe, run.training, path, console)
+    cluster.enter_context(session(recipe.cluster))
+    train(recipe, run.training, path, console)
 
 
 def evaluate_missing(

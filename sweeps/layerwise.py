@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -66,14 +67,14 @@ def search_layers(recipe: Recipe, asked: Asked, console: Console | None = None) 
     """The whole job; returns the exit code."""
     console = console or Console()
     recipe = absolute_paths(recipe)
-    with open_run(recipe) as run:
+    with open_run(recipe) as run, ExitStack() as cluster:
         console.print(f"run {run.folder}", soft_wrap=True)
         validation = recipe.model_copy(
             update={"sweep": recipe.sweep.model_copy(update={"split": "validation", "gallery": "dense"})}
         )
         dataset = open_data(validation, console)
         dataset.split("validation")
-        family = trained_networks(recipe, run, dataset, console)
+        family = trained_networks(recipe, run, dataset, console, cluster)
         chosen = chosen_vectors(validation, asked, run, dataset, family, console)
         tested = recipe.model_copy(
             update={"sweep": recipe.sweep.model_copy(update={"gallery": "dense", "capacities": (1.0, *asked.budgets)})}
