@@ -13,6 +13,7 @@ from typing import Any
 import numba
 import numpy as np
 from numba.core import types
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 
 _PIECE = 256
@@ -21,13 +22,29 @@ _SHARED = 16
 """Leading bits of a magnitude by which `candidates` tells magnitudes apart."""
 
 
+class _Kept(FunctionCache):
+    """Machine code on a disk, as long as there is room for it and it can be read."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # a torn file may raise anything; it is compiled and written anew
+            with suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with suppress(OSError):
+            super().save_overload(sig, data)
+
+
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Machine code, kept between processes where there is a folder to write it to."""
     compiled: Any = numba.njit(nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"})
     code = compiled(function)
     # RuntimeError: neither the package's folder nor the user's can be written.
     with suppress(RuntimeError):
-        code.enable_caching()
+        code._cache = _Kept(function)  # as its enable_caching does
     return code
 
 

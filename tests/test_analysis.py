@@ -153,5 +153,8 @@ def test_fronts_over_measured_latency_take_the_mean_over_seeds() -> None:
     heights = left.containers[0].lines[0].get_ydata()
     assert list(heights) == pytest.approx([100 * (0.5 * q + 0.3 + 0.01) for q in (0.2, 0.5, 1.0)])
     assert "ms an image (eager, threads: 2, cpu)" in right.get_xlabel()
+    once = [{**row, "latency_ms_b1": row["latency_ms_b1"] if row["seed"] == 0 else None} for row in rows]
+    seen = [axes.containers[0].lines[0].get_ydata() for axes in devices.figure(once).axes[:2]]
+    assert list(seen[0]) == list(seen[1]) == list(heights)  # measured once, trained twice
     with pytest.raises(ResultsError, match="no row has latency_ms_b1"):
         devices.figure([{**row, "latency_ms_b1": None} for row in rows])

@@ -40,6 +40,13 @@ class Worker:
         return number * number
 
 
+def test_a_session_inside_another_is_that_ones_and_leaves_it_running(local_ray: None) -> None:
+    head = ray.get_runtime_context().get_node_id()
+    with session(ClusterConfig(workers=1, actors=1)):
+        assert ray.get_runtime_context().get_node_id() == head
+    assert ray.get_runtime_context().get_node_id() == head
+
+
 def test_every_unit_is_done_once_whatever_dies(local_ray: None, tmp_path: Path) -> None:
     pool: Pool[int] = Pool(Worker.remote, size=2, attempts=3)
     done, retried = [], []

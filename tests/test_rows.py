@@ -157,16 +157,34 @@ def test_of_many_magnitudes_few_are_candidates() -> None:
     assert len(found) < len(magnitudes) / 100
 
 
-@pytest.mark.parametrize("writable", [True, False])
-def test_machine_code_is_kept_where_there_is_a_folder_for_it(tmp_path: Path, writable: bool) -> None:
-    """Nowhere to write to: neither the package's folder nor the user's."""
+NOWHERE = "c.CacheImpl._locator_classes = []"
+FULL = "def full(*_):\n    raise OSError(28, 'No space left on device')\nc.IndexDataCacheFile.save = full"
+
+
+def select(folder: Path, trouble: str = "") -> None:
+    """A process that compiles a loop, or reads it."""
     code = (
-        "import numba.core.caching as c\n"
-        f"c.CacheImpl._locator_classes = c.CacheImpl._locator_classes if {writable} else []\n"
+        f"import numba.core.caching as c\n{trouble}\n"
         "import numpy as np; from prunnet import kernels\n"
         "kernels.candidates(np.arange(9, dtype=np.int32), np.array([2])); print('selected')"
     )
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout == "selected\n", done.stderr
-    assert bool(list(tmp_path.rglob("*.nbc"))) == writable
+
+
+@pytest.mark.parametrize("trouble", ["", NOWHERE, FULL], ids=["kept", "nowhere", "full"])
+def test_machine_code_is_kept_where_there_is_a_folder_for_it(tmp_path: Path, trouble: str) -> None:
+    """Nowhere: neither the package's folder nor the user's can be written to."""
+    select(tmp_path, trouble)
+    assert bool(list(tmp_path.rglob("*.nbc"))) == (not trouble)
+
+
+@pytest.mark.parametrize("suffix", ["nbc", "nbi"])
+def test_torn_machine_code_is_made_anew(tmp_path: Path, suffix: str) -> None:
+    select(tmp_path)
+    (torn,) = tmp_path.rglob(f"kernels.candidates*.{suffix}")
+    whole = torn.stat().st_size
+    os.truncate(torn, 30)
+    select(tmp_path)
+    assert torn.stat().st_size > whole / 2
