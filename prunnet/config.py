@@ -323,19 +323,24 @@ class Recipe(Section):
         parts = self.model_dump(mode="json", include={"data", "model", "train"})
         for key in ("checkpoint_every_steps", "checkpoint_every_minutes"):
             del parts["train"][key]
-        if self.train.accumulate == 1:
-            del parts["train"]["accumulate"]
         if self.train.granularity == "channel":
             parts["train"]["score_lr"] = self.train.score_rate
         else:
             del parts["train"]["channel_multiple"]
-        if self.train.granularity == "weight":  # files of before it was a choice keep their hashes
-            del parts["train"]["granularity"]
+        for section, keys in ADDED_KEYS.items():
+            for key in keys:
+                if parts[section][key] == type(self).model_fields[section].default.model_dump(mode="json")[key]:
+                    del parts[section][key]
         if self.train.old:  # which network it is, not where it lies
             parts["train"]["old"] = weights_sha_of(self.train.old)
         if self.model.weights:
             parts["model"]["weights"] = of_file(self.model.weights)
         return parts
+
+
+ADDED_KEYS: dict[str, tuple[str, ...]] = {"data": (), "model": (), "train": ("accumulate", "granularity")}
+"""Keys that came after the first trainings were kept. At their default they are left out of the hash, so that those
+trainings still count as the same; a new key that touches the weights is added here."""
 
 
 def load_recipe(path: str | Path | None = None, overrides: Iterable[str] = ()) -> Recipe:
