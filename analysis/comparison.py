@@ -19,7 +19,7 @@ import typer
 
 from analysis import commands
 from analysis.quantities import Quantity
-from prunnet.results import ResultsError, p_comp, p_up, read, read_packed, update_gain
+from prunnet.results import ResultsError, check_output, p_comp, p_up, read, read_packed, update_gain
 
 MARK = "tables"
 Row = dict[str, Any]
@@ -263,6 +263,7 @@ def write(
     mark: Annotated[str, typer.Argument(help="Name of the marks: the short form, unless it is 'tables'.")] = MARK,
 ) -> None:
     """Put the tables of an ablation between the marks of a page."""
+    check_output(path, "PATH")
     read_table = read if table.is_dir() else read_packed
     rows = sorted(read_table(table).to_pylist(), key=_order)
     begin, end = marks(mark)
@@ -270,7 +271,7 @@ def write(
     before, found, rest = text.partition(begin)
     _, closed, after = rest.partition(end)
     if not found or not closed:
-        raise ValueError(f"{str(path)!r} has no marks {begin} and {end}, between which the tables go")
+        raise ResultsError(f"{str(path)!r} has no marks {begin} and {end}, between which the tables go")
     text = page(rows) if mark == MARK else short_page(rows)
     path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 

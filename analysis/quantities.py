@@ -39,7 +39,7 @@ class Quantity(BaseModel):
     column of the results table at one `capacity`. Accuracy is the benchmark's metric, in [0, 1].
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     name: str
     capacity: float | None = None
     gallery: Literal["dense", "own"] = "dense"
@@ -56,7 +56,7 @@ class Quantity(BaseModel):
     @model_validator(mode="after")
     def _known(self) -> Quantity:
         if self.name not in HIGHER and self.name not in LOWER:
-            raise ConfigError(f"unknown quantity {self.name!r}; valid: {', '.join([*HIGHER, *LOWER])}")
+            raise ConfigError(f"unknown quantity {self.name[:200]!r}; valid: {', '.join([*HIGHER, *LOWER])}")
         assert self.name in OWN or self.name in SCHEMA.names
         if (self.name in OWN) != (self.capacity is None):
             raise ConfigError(

@@ -36,13 +36,13 @@ class Board:
 def bar(console: Console) -> Progress:
     """A progress bar with counts, time gone and time left; plain lines where the output is no terminal."""
     return Progress(
-        TextColumn("{task.description:<10}"),
+        TextColumn("{task.description:<10}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=console,
         refresh_per_second=2,
     )
@@ -78,6 +78,7 @@ def _follow(board: Any, progress: Progress, console: Console, stop: threading.Ev
             losses = "  ".join(f"{k.removeprefix('loss_')}: {v:.3f}" for k, v in entry.items() if k.startswith("loss_"))
             console.print(
                 f"epoch {entry['epoch']:g}  {entry['seconds']:.0f} s  loss at capacity {losses}",
+                markup=False,
                 highlight=False,
                 soft_wrap=True,
             )

@@ -11,20 +11,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from prunnet.errors import ConfigError, unknown
+from prunnet.errors import ConfigError, echo, unknown
 from prunnet.hashing import METHOD_VERSION, of_file, of_json, weights_sha_of
 from prunnet.methods import METHODS, settle
+from prunnet.yaml_reader import parse_yaml, read_yaml
 
 
 def check_capacity(value: float) -> float:
     """`value` if 0 < value <= 1, else ConfigError."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ConfigError(f"capacity {value!r} is not a number; valid: 0 < capacity <= 1")
+        raise ConfigError(f"capacity {echo(value)} is not a number; valid: 0 < capacity <= 1")
     if not 0.0 < value <= 1.0:
-        raise ConfigError(f"capacity {value!r} is out of range; valid: 0 < capacity <= 1")
+        raise ConfigError(f"capacity {echo(value)} is out of range; valid: 0 < capacity <= 1")
     return float(value)
 
 
@@ -40,7 +40,7 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -348,7 +348,7 @@ def load_recipe(path: str | Path | None = None, overrides: Iterable[str] = ()) -
 
     Raises ConfigError, in one line, for a missing file, broken YAML, an unknown key or a value out of range.
     """
-    tree: dict[str, Any] = {} if path is None else _read_yaml(Path(path))
+    tree: dict[str, Any] = {} if path is None else _sections_of(Path(path))
     for override in overrides:
         apply_override(tree, override)
     return parse_recipe(tree)
@@ -363,34 +363,26 @@ def parse_recipe(tree: dict[str, Any]) -> Recipe:
         raise ConfigError(explain(error)) from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError(f"recipe {str(path)!r} is not a file; recipes that come with prunnet: sweeps/recipes/")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
+def _sections_of(path: Path) -> dict[str, Any]:
+    tree = read_yaml(path)
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"recipe {str(path)!r} holds a {type(tree).__name__}; valid: sections {_sections()}")
+        raise ConfigError(f"recipe {echo(str(path))} holds a {type(tree).__name__}; valid: sections {_sections()}")
     return tree
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     if not equals or not dotted.strip():
-        raise ConfigError(f"--set {override!r} is not KEY=VALUE; example: --set train.epochs=3")
+        raise ConfigError(f"--set {echo(override)} is not KEY=VALUE; example: --set train.epochs=3")
     *sections, key = dotted.strip().split(".")
     node = tree
     for section in sections:
         node = node.setdefault(section, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"--set {override!r}: {section!r} is not a section; valid: {_sections()}")
-    try:
-        node[key] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override!r}: the value is not YAML; example: sweep.capacities=[0.2,0.5]") from None
+            raise ConfigError(f"--set {echo(override)}: {echo(section)} is not a section; valid: {_sections()}")
+    node[key] = parse_yaml(text, f"--set {echo(override)}: the value")
 
 
 def changed(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -415,8 +407,12 @@ def _check_keys(model: type[BaseModel], tree: dict[str, Any], prefix: str) -> No
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             if not isinstance(value, dict):
                 valid = list(annotation.model_fields)
-                raise ConfigError(f"recipe section {key!r} is {value!r}; valid: a mapping with keys {valid}")
+                raise ConfigError(f"recipe section {key!r} is {echo(value)}; valid: a mapping with keys {valid}")
             _check_keys(annotation, value, prefix=f"{prefix}{key}.")
+
+
+_ITEMS = 8
+"""Mistakes that a message tells of one file."""
 
 
 def explain(error: ValidationError) -> str:
@@ -429,10 +425,11 @@ def explain(error: ValidationError) -> str:
             return f"key {where!r} is missing"
         if isinstance(item["input"], (dict, BaseModel)):  # a whole section: its message names the keys
             return message
-        return f"{where}: {message} (given: {item['input']!r})" if where else message
+        return f"{where}: {message} (given: {echo(item['input'])})" if where else message
 
-    items: Sequence[Any] = error.errors()
-    return "; ".join(line(item) for item in items)
+    items: Sequence[Any] = error.errors(include_url=False)
+    more = [f"{len(items) - _ITEMS} more"] if len(items) > _ITEMS else []
+    return "; ".join([*map(line, items[:_ITEMS]), *more])
 
 
 def _sections() -> str:

@@ -134,7 +134,8 @@ def query(queries: EmbeddingSet, gallery: EmbeddingSet, top: int = 10) -> list[A
 
 def write_csv(answers: Sequence[Answer], path: str | Path) -> None:
     """query, rank, gallery, similarity; a line an answer."""
-    with put_in_place(place(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    odd = "backslashreplace"  # names that are not UTF-8
+    with put_in_place(place(path)) as temporary, temporary.open("w", newline="", encoding="utf-8", errors=odd) as file:
         writer = csv.writer(file)
         writer.writerow(["query", "rank", "gallery", "similarity"])
         writer.writerows([a.query, a.rank, a.gallery, f"{a.similarity:.6f}"] for a in answers)

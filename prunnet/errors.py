@@ -3,7 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
+
+ECHO = 200
+"""Characters of a given value that a message repeats, at most."""
+MESSAGE = 2000
+"""Characters of a message, at most."""
+_FOREIGN = {
+    "optuna.exceptions": "OptunaError",
+    "pyarrow": "ArrowException",
+    "ray.exceptions": "RayError",
+    "rich.errors": "MarkupError",
+    "safetensors": "SafetensorError",
+    "sqlalchemy.exc": "SQLAlchemyError",
+    "struct": "error",
+    "yaml": "YAMLError",
+    "zipfile": "BadZipFile",
+    "zlib": "error",
+}
+"""Modules of libraries and what they raise of files, processes and services that fail."""
 
 
 class PrunnetError(ValueError):
@@ -34,15 +53,38 @@ class ResultsError(PrunnetError):
     """A results folder that holds something torn or foreign."""
 
 
+def from_outside(error: BaseException) -> bool:
+    """Whether the cause is what a program is given or runs on: a user's mistake, a damaged file, a full disk, too
+    little memory, a library that refuses its input. Anything else, such as TypeError, is a bug of ours."""
+    if isinstance(error, (PrunnetError, OSError, RuntimeError, MemoryError, UnicodeError, EOFError)):
+        return True
+    raised = [getattr(sys.modules.get(module), name, None) for module, name in _FOREIGN.items()]
+    return any(isinstance(error, kind) for kind in raised if kind is not None)  # what is not loaded raised nothing
+
+
+def echo(value: object) -> str:
+    """A given value for a message: its `repr`, cut where it is long."""
+    text = repr(value[: ECHO + 1] if isinstance(value, (str, bytes)) else value)
+    return text if len(text) <= ECHO else f"{text[:ECHO]}…"
+
+
 def unknown(what: str, given: str, valid: Iterable[str]) -> str:
     """One line naming the nearest valid name: `unknown backbone 'resnet19'; did you mean 'resnet18'? …`."""
     names = sorted(valid)
-    near = difflib.get_close_matches(given, names, n=1)
+    near = difflib.get_close_matches(given[:ECHO], names, n=1)
     hint = f" did you mean {near[0]!r}?" if near else ""
     shown = ", ".join(names) if len(names) <= 30 else f"{len(names)} names"
-    return f"unknown {what} {given!r};{hint} valid: {shown}"
+    return f"unknown {what} {echo(given)};{hint} valid: {shown}"
 
 
 def one_line(error: BaseException) -> str:
     """The error as one line, for tables and terminals."""
     return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def told(error: BaseException) -> str:
+    """The error as one line for a user: its message, after the name of its type where the message does not say enough
+    without it."""
+    plain = isinstance(error, (PrunnetError, OSError, RuntimeError)) and not isinstance(error, RecursionError)
+    text = " ".join(str(error).split()) if plain else ""
+    return text[:MESSAGE] or one_line(error)[:500]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from prunnet.errors import ConfigError, unknown
+from prunnet.errors import ConfigError, echo, unknown
 
 VARIANTS = (
     "score_init",
@@ -120,7 +120,7 @@ def settle(train: Mapping[str, Any]) -> dict[str, Any]:
     Raises ConfigError, with the reason, for an unknown method and for variants that make no sense with it.
     """
     name = train.get("method", "prunnet")
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ConfigError(unknown("train.method", str(name), METHODS))
     method, settled = METHODS[name], dict(train)
     own = _CHANNEL_SCORES if train.get("granularity") == "channel" else {}
@@ -131,14 +131,16 @@ def settle(train: Mapping[str, Any]) -> dict[str, Any]:
         elif given is None or given == method.fixed.get(variant):
             settled[variant] = method.fixed.get(variant)
         else:
-            raise ConfigError(f"train.{variant}={given!r} makes no sense with train.method={name!r}: {method.reason}")
+            raise ConfigError(
+                f"train.{variant}={echo(given)} makes no sense with train.method={name!r}: {method.reason}"
+            )
     _check_teacher(name, method, settled)
     return settled
 
 
 def _check_teacher(name: str, method: Method, train: Mapping[str, Any]) -> None:
     added, old = train.get("compatible"), train.get("old")
-    if added is not None and added not in COMPATIBLE:
+    if added is not None and (not isinstance(added, str) or added not in COMPATIBLE):
         return  # the type says so, with the valid names
     if added is not None and method.single:
         raise ConfigError(

@@ -15,8 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from prunnet.atomic import check_output as check_output
 from prunnet.atomic import put_in_place
 from prunnet.errors import ConfigError, ResultsError
+from prunnet.errors import from_outside as from_outside
+from prunnet.errors import told as told
 from prunnet.gains import p_1 as p_1
 from prunnet.gains import p_comp as p_comp
 from prunnet.gains import p_up as p_up
@@ -49,6 +52,7 @@ SCHEMA = pa.schema(
     + [pa.field(n, pa.int64()) for n in _WHOLE.split()]
     + [pa.field(n, pa.float64()) for n in _REAL.split()]
 )
+_LEFT_BY_DESKTOPS = frozenset({"Thumbs.db", "desktop.ini", "__MACOSX", "Icon\r"})
 ADDED = frozenset({"protocol", "further_json"})
 """Columns that version 2 did not have from the start; null in older parts."""
 MEASURED = frozenset(_MEASURED.split())
@@ -115,8 +119,8 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 def read(folder: str | Path) -> pa.Table:
     """All rows of a results folder, one a key, in the order of their keys' parts.
 
-    Raises ResultsError that names a file which is torn, foreign, or of another schema. Temporary files of
-    writers that died are not read.
+    Raises ResultsError that names a file which is torn, foreign, or of another schema. Hidden files, such as temporary
+    ones of writers that died and what file managers leave (.DS_Store), are not read.
     """
     whole = pa.concat_tables([SCHEMA.empty_table(), *_parts(place(folder))])
     return _one_row_a_key(whole)
@@ -130,7 +134,7 @@ def trial_folder(folder: str | Path, trial: str) -> Path:
 def _parts(folder: Path) -> list[pa.Table]:
     tables = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.name.startswith(".") and path.name.endswith(".tmp"):
+        if path.name.startswith(".") or path.name in _LEFT_BY_DESKTOPS:
             continue
         if path.name.startswith("trial-") and path.is_dir():
             tables += _parts(path)
@@ -238,6 +242,8 @@ def best_under(
     Raises:
         ConfigError: an unknown metric, or no row within the budget (the message says what the cheapest costs).
     """
+    if not isinstance(results, pa.Table) and not place(results).is_dir():
+        raise ConfigError(f"{str(results)!r} is no folder of results; valid: such as runs/demo/results")
     table = results if isinstance(results, pa.Table) else read(results)
     if metric not in METRICS:
         raise ConfigError(f"metric {metric!r}; valid: {', '.join(METRICS)}")
@@ -260,7 +266,8 @@ def best_under(
     if not fitting:
         asked = {c: limit for c, limit in limits.items() if limit is not None} | {"min_recall": min_recall}
         known = [r["macs"] for r in rows if _number(r["macs"])]
-        raise ConfigError(f"no row of {len(rows)} fits {asked}; the cheapest takes {min(known, default=None)} MACs")
+        cheapest = f"; the cheapest takes {min(known)} MACs" if known else ""
+        raise ConfigError(f"no row of {len(rows)} fits {asked}{cheapest}")
     return max(fitting, key=lambda r: (r[metric], -(r["macs"] or math.inf), r["unit_key"]))
 
 

@@ -22,12 +22,13 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 
 from prunnet import results
+from prunnet.atomic import check_output
 from prunnet.errors import PrunnetError
 from prunnet.experiments import Trial, run_trial
 from sweeps.ablation_recipe import Ablation, load_ablation
+from sweeps.printing import Console
 from sweeps.run import Run, git_commit, one_line_errors, open_run
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "methods_omniglot.yaml"
@@ -44,10 +45,11 @@ def ablate(
     """The whole job; returns the exit code (0, or 1 where a trial failed for good)."""
     console = console or Console()
     failures = 0
+    check_output(ablation.table, "table")
     with open_run(ablation.base, fresh=fresh) as run:
         if fresh:
             ablation.table.unlink(missing_ok=True)
-        console.print(f"run {run.folder}", soft_wrap=True)
+        console.print(f"run {run.folder}")
         if ablation.table.exists():
             results.unpack(ablation.table, run.results)
         for name, trials in phases(ablation, run):
@@ -83,7 +85,7 @@ def run_here(trials: Sequence[Trial], run: Run, ablation: Ablation, device: str,
             run_trial(trial, run.folder, device=device, git_commit=git_commit())
         except PrunnetError as error:
             failed += 1
-            console.print(f"{trial.name} failed: {error}", style="red", markup=False, soft_wrap=True)
+            console.print(f"{trial.name} failed: {error}", style="red")
             continue
         done(trial, run, ablation, console)
     return failed
@@ -101,17 +103,17 @@ def run_on_cluster(trials: Sequence[Trial], run: Run, ablation: Ablation, device
         ablation.base.cluster,
         git_commit=git_commit(),
         on_done=lambda trial: done(trial, run, ablation, console),
-        report=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+        report=lambda line: console.print(line),
     )
     for trial, error in failed:
-        console.print(f"{trial.name} failed: {error}", style="red", markup=False, soft_wrap=True)
+        console.print(f"{trial.name} failed: {error}", style="red")
     return len(failed)
 
 
 def done(trial: Trial, run: Run, ablation: Ablation, console: Console) -> None:
     """Says so, and packs the table."""
     rows = results.pack(run.results, ablation.table)
-    console.print(f"{trial.name} done; {rows} rows in {ablation.table}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{trial.name} done; {rows} rows in {ablation.table}")
 
 
 def show(ablation: Ablation, console: Console) -> None:
@@ -145,4 +147,5 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with one_line_errors():  # a full disk or an odd encoding of the terminal meets --help, too
+        typer.run(main)

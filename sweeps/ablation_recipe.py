@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prunnet.config import Recipe, apply_override, changed, explain, parse_recipe
-from prunnet.errors import ConfigError
+from prunnet.errors import ConfigError, echo
 from prunnet.experiments import Trial
 from prunnet.methods import METHODS
+from prunnet.yaml_reader import read_yaml
 from sweeps.run import absolute_paths
 
 Changes = dict[str, Any]
@@ -24,7 +24,7 @@ OLD = "the old network of the trial"
 class Tuning(BaseModel):
     """Which key is tuned for each method, on validation classes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     key: str = "train.lr"
     values: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
     values_of: dict[str, tuple[float, ...]] = {}
@@ -37,7 +37,7 @@ class Tuning(BaseModel):
 class Upgrade(BaseModel):
     """An old network, and new ones that must search its gallery."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     old: Changes
     new: dict[str, Changes]
 
@@ -45,7 +45,7 @@ class Upgrade(BaseModel):
 class AblationFile(BaseModel):
     """What the YAML file holds. A change is a dotted key of a recipe and its value."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     name: str
     table: str
     """Parquet file that keeps the rows, relative to the working directory."""
@@ -206,13 +206,8 @@ class Ablation:
 
 def load_ablation(path: str | Path, overrides: Iterable[str] = ()) -> Ablation:
     """The ablation of a YAML file; `overrides` change its base. ConfigError, in one line, for mistakes."""
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"recipe {str(path)!r} is not a file; recipes that come with prunnet: sweeps/recipes/")
+    tree = read_yaml(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
         return Ablation(AblationFile.model_validate(tree), overrides)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
-        raise ConfigError(f"recipe {str(path)!r}: {explain(error)}") from None
+        raise ConfigError(f"recipe {echo(str(path))}: {explain(error)}") from None

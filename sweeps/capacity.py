@@ -25,8 +25,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from analysis import plots, report, tables
 from analysis.frame import Frame
@@ -46,6 +44,7 @@ from prunnet.latency import measure
 from prunnet.plan import Units, allocation_of, evaluation_plan, network_arrays, plan_units
 from prunnet.subnetworks import subnetwork
 from prunnet.training import steps_per_epoch
+from sweeps.printing import Console, Table
 from sweeps.run import Run, absolute_paths, git_commit, one_line_errors, open_run
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
@@ -60,7 +59,7 @@ def sweep(recipe: Recipe, *, fresh: bool = False, console: Console | None = None
     console = console or Console()
     recipe = absolute_paths(recipe)
     with open_run(recipe, fresh=fresh) as run:
-        console.print(f"run {run.folder}", soft_wrap=True)
+        console.print(f"run {run.folder}")
         dataset = open_data(recipe, console)
         dataset.split(recipe.sweep.split)
         with ExitStack() as cluster:
@@ -79,7 +78,7 @@ def open_data(recipe: Recipe, console: Console) -> Dataset:
         warnings.simplefilter("ignore", DataWarning)  # said once, below, instead of by every worker
         dataset = data.load_for(recipe)
     for note in dataset.notes:
-        console.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"note: {note}", style="yellow")
     return dataset
 
 
@@ -140,7 +139,7 @@ def evaluate_missing(
                 task = progress.tasks[tasks[stage]]
                 message = f"{task.description} {task.completed:g}/{task.total:g}"
             if message:
-                console.print(message, markup=False, highlight=False, soft_wrap=True)
+                console.print(message)
 
         remaining: Callable[[set[str]], Any] = lambda lost: units.missing_tests(finished, lost)  # noqa: E731
         subject = Subject.put(plan, network_arrays(family), units.calibration, split)
@@ -215,10 +214,10 @@ def draw(run: Run, console: Console) -> None:
         )
         write_text(run.folder / "report.html", page)
         for what, path in (("results", run.results), ("front", run.folder / "pareto.png")):
-            console.print(f"{what:<8}{path}", soft_wrap=True)
-        console.print(f"{'report':<8}{run.folder / 'report.html'}", soft_wrap=True)
+            console.print(f"{what:<8}{path}")
+        console.print(f"{'report':<8}{run.folder / 'report.html'}")
     for line in failures:
-        console.print(line, style="red", markup=False)
+        console.print(line, style="red")
 
 
 def main(
@@ -233,4 +232,5 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with one_line_errors():  # a full disk or an odd encoding of the terminal meets --help, too
+        typer.run(main)

@@ -5,18 +5,17 @@ Exit codes: 0 done; 1 some capacity failed, the rest is there; 2 what was asked 
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from prunnet.errors import PrunnetError
+from prunnet.atomic import check_output
+from prunnet.errors import ConfigError
 from prunnet.results import best_under
 from sweeps import ablation, capacity, cost, doctor, evaluate, export, layerwise, pack, search
-from sweeps.run import Run
+from sweeps.printing import Console, print_json
+from sweeps.run import Run, one_line_errors
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 
@@ -45,12 +44,23 @@ app.command("cost", help="What capacities cost on this device. Example: prunnet 
 app.add_typer(doctor.app, name="doctor")
 
 
+def existing(run: Path) -> Run:
+    """A run's folder; ConfigError where there is none."""
+    if not run.is_dir():
+        raise ConfigError(f"{str(run)!r} is not a folder; valid: a run's, such as runs/demo")
+    return Run(run)
+
+
 @app.command(help="Tables, figures and page of a sweep or search, drawn again. Example: prunnet report runs/demo")
 def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
+    there = existing(run)
     if (run / "search.json").exists():
+        check_output(run / "search.html", "RUN")
         search.draw(run, Console())
     else:
-        capacity.draw(Run(run), Console())
+        there.manifest()
+        check_output(run / "report.html", "RUN")
+        capacity.draw(there, Console())
 
 
 @app.command(help="The row to ship. Example: prunnet best runs/demo --macs 5e6 --min-recall 0.6")
@@ -64,7 +74,7 @@ def best(
     device: Annotated[str | None, typer.Option(help="Where it was measured, such as cpu.")] = None,
 ) -> None:
     row = best_under(
-        Run(run).results,
+        existing(run).results,
         macs=macs,
         bytes_on_disk=max_bytes,
         latency_ms=latency_ms,
@@ -72,18 +82,15 @@ def best(
         metric=metric,
         device=device,
     )
-    typer.echo(json.dumps({name: value for name, value in row.items() if value is not None}, indent=1))
+    print_json({name: value for name, value in row.items() if value is not None})
     ship = f"prunnet export {run} --capacity {row['query_capacity']:g} --to edge.onnx"
-    Console(stderr=True, soft_wrap=True).print(f"to ship it: {ship}", markup=False, highlight=False)
+    Console(stderr=True).print(f"to ship it: {ship}")
 
 
 def main() -> None:
     """Entry point: a user's mistake ends in one line and exit code 2."""
-    try:
+    with one_line_errors():
         app()
-    except PrunnetError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,11 @@ prunnet cost runs/demo --capacity 1.0 --capacity 0.5 --runtime onnxruntime --thr
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from prunnet.config import check_capacity
 from prunnet.data.transforms import Preprocessing
@@ -22,6 +19,7 @@ from prunnet.families import Family
 from prunnet.latency import RUNTIMES, SECONDS, measure
 from prunnet.plan import allocation_of
 from prunnet.subnetworks import subnetwork
+from sweeps.printing import Console, Table, print_json
 
 USUAL = (1.0, 0.8, 0.6, 0.4, 0.2)
 
@@ -36,7 +34,7 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a capacity.")] = False,
 ) -> None:
     family = Family.of_run(run)
-    console = Console(soft_wrap=True)
+    console = Console()
     table = Table("capacity", "MMACs", "compact", "bytes", "ms, batch 1", "ms, batch 32", "peak MB", box=None)
     cuts = []
     for wanted in capacity or USUAL:
@@ -51,7 +49,7 @@ def main(
     for wanted, cut, found in zip(capacity or USUAL, cuts, measured, strict=True):
         ideal = cut.cost(preprocessing.image_size)
         if as_json:
-            typer.echo(json.dumps({"capacity": wanted, **asdict(ideal), **asdict(found)}))
+            print_json({"capacity": wanted, **asdict(ideal), **asdict(found)}, indent=None)
             continue
         table.add_row(
             f"{wanted:g}",
@@ -64,9 +62,7 @@ def main(
         )
     if not as_json:
         console.print(table)
-        console.print(
-            f"{found.runtime}, {found.device}, {threads} threads, {preprocessing.image_size} px", markup=False
-        )
+        console.print(f"{found.runtime}, {found.device}, {threads} threads, {preprocessing.image_size} px")
 
 
 def _on(cut, device: str):  # type: ignore[no-untyped-def]

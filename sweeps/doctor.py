@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from cluster.progress import bar
 from prunnet import data as datasets
 from prunnet.backbones import NAMED, inspect_backbone, inspect_channels
 from prunnet.config import apply_override, parse_recipe
 from prunnet.data.files import unreadable
+from sweeps.printing import Console, Table
 
 app = typer.Typer(no_args_is_help=True, help="What prunnet sees of a backbone or a data set.")
 
@@ -31,7 +30,7 @@ def backbone(
     layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
     ties: Annotated[bool, typer.Option("--ties", help="Trace which channels are tied: seconds to a minute.")] = False,
 ) -> None:
-    console = Console(soft_wrap=True)
+    console = Console()
     facts = inspect_backbone(parse_recipe({"model": {"backbone": name}}).model, image_size, channels)
     kinds: dict[str, list[int]] = {}
     for layer in facts.layers:
@@ -48,10 +47,10 @@ def backbone(
             detail.add_row(layer.name, layer.kind, f"{layer.weights:,}", f"{layer.macs / 1e6:.3f}")
         console.print(detail)
     dense = ", ".join(f"{kind} {count:,}" for kind, count in facts.dense.items())
-    console.print(f"stays dense: {dense}", markup=False)
+    console.print(f"stays dense: {dense}")
     share = total[2] / facts.macs_total
     console.print(f"{share:.1%} of {facts.macs_total / 1e6:.1f} MMACs at {image_size} px can be pruned")
-    console.print(f"switchable widths: {facts.widths or 'yes'}", markup=False)
+    console.print(f"switchable widths: {facts.widths or 'yes'}")
     if ties:
         _ties(name, image_size, channels, console)
     console.print("in the conformance suite" if name in NAMED else f"not in the conformance suite: {', '.join(NAMED)}")
@@ -68,7 +67,7 @@ def _ties(name: str, image_size: int, channels: int, console: Console) -> None:
     for layer, reason in graph.kept.items():
         reasons.setdefault(reason.partition(" (")[0], []).append(layer.removeprefix("backbone."))
     for reason, kept in reasons.items():
-        console.print(f"kept whole, {reason}: {', '.join(kept[:4])}{' …' if len(kept) > 4 else ''}", markup=False)
+        console.print(f"kept whole, {reason}: {', '.join(kept[:4])}{' …' if len(kept) > 4 else ''}")
 
 
 @app.command(help="What a copy of a data set holds. Example: prunnet doctor data inshop ROOT --decode")
@@ -79,7 +78,7 @@ def data(
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. data.boxes=true.")] = None,
 ) -> None:
     """Exit code 1 where an image cannot be decoded; another count than expected is only a note."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console()
     tree: dict[str, object] = {}
     for override in set_ or ():
         apply_override(tree, override)
@@ -91,9 +90,9 @@ def data(
         table.add_row(what, f"{count:,}", "-" if expected is None else f"{expected:,}")
     console.print(table)
     for split, test in listing.splits.items():
-        console.print(f"{split}: protocol {test.protocol}", markup=False)
+        console.print(f"{split}: protocol {test.protocol}")
     for note in listing.notes:
-        console.print(f"note: {note}", style="yellow", markup=False)
+        console.print(f"note: {note}", style="yellow")
     if not decode:
         return
     rows = listing.used_rows()
@@ -101,6 +100,6 @@ def data(
         task = progress.add_task("decoded", total=len(rows), note="")
         lost = unreadable(listing.files, rows, lambda n: progress.advance(task, n))
     for reason in lost.values():
-        console.print(reason, style="red", markup=False)
+        console.print(reason, style="red")
     console.print(f"{len(rows) - len(lost):,} of {len(rows):,} images can be decoded")
     sys.exit(1 if lost else 0)

@@ -9,18 +9,16 @@ those of --recipe, or on another benchmark: --set sweep.dataset=roxford5k --set 
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from prunnet.compare import Comparison, Side, compare, data_of
 from prunnet.config import Recipe, load_recipe
 from prunnet.errors import ConfigError
+from sweeps.printing import Console, Table, print_json
 from sweeps.run import absolute_paths
 
 
@@ -45,7 +43,7 @@ def main(
     tested = tested_on(sides["query"], recipe, set_ or [], split)
     found = compare(sides["query"], sides["gallery"], third, recipe=tested, calibrate=calibrate)
     if as_json:
-        typer.echo(json.dumps(asdict(found), indent=1))
+        print_json(asdict(found))
     else:
         show(found, {**sides, **({"independent": third} if third else {})}, Console())
 
@@ -72,11 +70,10 @@ def show(found: Comparison, sides: dict[str, Side], console: Console) -> None:
     console.print(
         f"negative flips (right in the gallery's self-test, wrong now): {found.flips['cross']:.2%} in the cross-test, "
         f"{found.flips['query']:.2%} in the query's self-test",
-        soft_wrap=True,
     )
     console.print("  ".join(f"{k} {'null' if v is None else f'{v:.4f}'}" for k, v in found.upgrade.items()))
     for line in filter(None, (found.reason, *found.notes)):
-        console.print(f"note: {line}", markup=False, soft_wrap=True)
+        console.print(f"note: {line}")
 
 
 def _named(side: Side) -> str:

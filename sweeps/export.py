@@ -14,18 +14,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from prunnet import data
-from prunnet.atomic import put_in_place
+from prunnet.atomic import check_output, put_in_place
 from prunnet.config import Recipe, apply_override, check_capacity, parse_recipe
 from prunnet.data.base import Dataset
 from prunnet.data.transforms import Preprocessing
-from prunnet.embeddings import EmbeddingSet, contact_sheet, embed_folder, write_csv
+from prunnet.embeddings import FILE, EmbeddingSet, contact_sheet, embed_folder, write_csv
 from prunnet.embeddings import query as answers_to
-from prunnet.errors import ConfigError, one_line
-from prunnet.export import PRECISIONS, Exported, identity, open_export
+from prunnet.errors import ConfigError, echo
+from prunnet.export import PRECISIONS, Exported, check_format, identity, open_export
 from prunnet.export import export as write
 from prunnet.families import Family
 from prunnet.nested import MAGIC, Nested, ends
@@ -34,6 +32,7 @@ from prunnet.plan import allocation_of
 from prunnet.retrieval.features import Embedder, embed_test
 from prunnet.storage import local
 from prunnet.subnetworks import Subnetwork, calibration_loader, subnetwork
+from sweeps.printing import Console, Table
 from sweeps.run import absolute_paths
 
 
@@ -84,16 +83,17 @@ def export(
         raise ConfigError("one of --capacity and --progressive is needed, such as --capacity 0.4")
     if precision not in PRECISIONS:
         raise ConfigError(f"--precision {precision!r}; valid: {', '.join(PRECISIONS)}")
-    console, source = Console(soft_wrap=True), Source.of(run, set_ or [])
+    check_output(to, "--to")
+    if progressive is None:
+        check_format(to, precision)
+    console, source = Console(), Source.of(run, set_ or [])
     if progressive is not None:
         _export_progressive(source, to, progressive, precision, console)
         return
     assert capacity is not None
     cut = source.cut(capacity)
     write(cut, to, source.identity(cut, precision))
-    console.print(
-        f"{to}: capacity {capacity:g}, {precision}, {to.stat().st_size:,} bytes", markup=False, highlight=False
-    )
+    console.print(f"{to}: capacity {capacity:g}, {precision}, {to.stat().st_size:,} bytes")
     if measure or (measure is None and precision != "fp32"):
         _measure(source, cut, open_export(to), console)
 
@@ -138,7 +138,8 @@ def embed(
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
     skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="Leave them out, by name.")] = False,
 ) -> None:
-    console = Console(soft_wrap=True)
+    console = Console()
+    check_output(out / FILE, "--out")
     embedder, said = _opened(model, capacity)
     preprocessing = Preprocessing.from_json(said["preprocessing"])
     made, left_out = embed_folder(
@@ -146,8 +147,8 @@ def embed(
     )
     path = made.save(out)
     for name, reason in left_out.items():
-        console.print(f"left out: {name}: {reason}", style="yellow", markup=False)
-    console.print(f"{path}: {len(made.names)} embeddings of length {made.embeddings.shape[1]}", markup=False)
+        console.print(f"left out: {name}: {reason}", style="yellow")
+    console.print(f"{path}: {len(made.names)} embeddings of length {made.embeddings.shape[1]}")
 
 
 def _opened(model: Path, capacity: float | None) -> tuple[Embedder, dict[str, Any]]:
@@ -174,20 +175,22 @@ def query(
     sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet (PNG) there.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Queries on the sheet.")] = 20,
 ) -> None:
+    for path, option in ((to, "--csv"), (sheet, "--sheet")):
+        if path is not None:
+            check_output(path, option)
+    if sheet is not None and sheet.suffix.lower() != ".png":
+        raise ConfigError(f"--sheet {echo(str(sheet))}; valid: a name that ends in .png")
     asked, known = EmbeddingSet.load(queries), EmbeddingSet.load(gallery)
     answers = answers_to(asked, known, top)
-    console = Console(soft_wrap=True)
+    console = Console()
     if to is not None:
         write_csv(answers, to)
-        console.print(f"{to}: {len(answers)} answers", markup=False, highlight=False)
+        console.print(f"{to}: {len(answers)} answers")
     if sheet is not None:
         picture = contact_sheet(asked, known, answers, rows=rows)
-        try:
-            with put_in_place(sheet) as temporary:
-                picture.save(temporary, format="PNG")
-        except OSError as error:
-            raise ConfigError(f"--sheet {str(sheet)!r} cannot be written: {one_line(error)}") from None
-        console.print(f"{sheet}: {min(rows, len(asked.names))} queries", markup=False, highlight=False)
+        with put_in_place(sheet) as temporary:
+            picture.save(temporary, format="PNG")
+        console.print(f"{sheet}: {min(rows, len(asked.names))} queries")
     if to is None and sheet is None:
         table = Table("query", "rank", "gallery", "similarity", box=None)
         for answer in answers:

@@ -26,8 +26,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import optuna
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from cluster.evaluation import Subject, evaluate, start_actor
 from cluster.layerwise import REACH, improve, look, sampler
@@ -44,6 +42,7 @@ from prunnet.layerwise import Budget, Keep
 from prunnet.plan import Units, evaluation_plan, network_arrays, plan_units
 from prunnet.subnetworks import calibration_loader, subnetwork
 from sweeps.capacity import open_data, trained_networks
+from sweeps.printing import Console, Table
 from sweeps.run import Run, absolute_paths, git_commit, one_line_errors, open_run
 from sweeps.study import journal, quiet_optuna
 
@@ -68,7 +67,7 @@ def search_layers(recipe: Recipe, asked: Asked, console: Console | None = None) 
     console = console or Console()
     recipe = absolute_paths(recipe)
     with open_run(recipe) as run, ExitStack() as cluster:
-        console.print(f"run {run.folder}", soft_wrap=True)
+        console.print(f"run {run.folder}")
         validation = recipe.model_copy(
             update={"sweep": recipe.sweep.model_copy(update={"split": "validation", "gallery": "dense"})}
         )
@@ -158,11 +157,11 @@ def test_chosen(
                 units.needed_features(missing),
                 lambda lost: units.missing_tests(finished, lost),
                 recipe.cluster,
-                lambda stage, done, message: console.print(message, markup=False) if message else None,
+                lambda stage, done, message: console.print(message) if message else None,
             )
     conclude(recipe, run, family, units, chosen, dataset, console)
     for capacity, error in failures:
-        console.print(f"capacity {capacity:g} failed: {error}", style="red", markup=False)
+        console.print(f"capacity {capacity:g} failed: {error}", style="red")
     return failures
 
 
@@ -190,7 +189,7 @@ def conclude(
         record.append({"budget": capacity, "keep": keep, "unit_keys": keys})
     write_text(run.folder / TRIAL / "layerwise.json", json.dumps(record, indent=1))
     show(rows, chosen, console)
-    console.print(f"subnetworks {run.folder / TRIAL}", soft_wrap=True)
+    console.print(f"subnetworks {run.folder / TRIAL}")
 
 
 def show(rows: list[Row], chosen: dict[float, Keep], console: Console) -> None:
@@ -236,4 +235,5 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with one_line_errors():  # a full disk or an odd encoding of the terminal meets --help, too
+        typer.run(main)

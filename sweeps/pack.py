@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from cluster.progress import bar
 from prunnet import data
+from prunnet.atomic import check_output
 from prunnet.config import apply_override, parse_recipe
 from prunnet.data import packed
+from sweeps.printing import Console
 
 
 def main(
@@ -23,24 +24,25 @@ def main(
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. data.boxes=true.")] = None,
 ) -> None:
     """Pack, or go on packing; with --verify compare every byte of the store with its checksums."""
-    console = Console(soft_wrap=True)
+    console = Console()
     tree: dict[str, object] = {}
     for override in set_ or ():
         apply_override(tree, override)
+    check_output(out / packed.MANIFEST, "OUT")
     config = parse_recipe(tree).data.model_copy(update={"name": dataset, "root": str(root)})
     listing = data.whole(config)
     for note in listing.notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
+        console.print(f"note: {note}")
     with bar(console) as progress:
         task = progress.add_task("shards", total=None, note="")
         packed.pack(listing, out, lambda done, total: progress.update(task, completed=done, total=total))
     store = packed.read(out)
-    console.print(f"packed {len(store.files):,} images of {dataset} in {out}", markup=False, highlight=False)
+    console.print(f"packed {len(store.files):,} images of {dataset} in {out}")
     if verify:
         with bar(console) as progress:
             task = progress.add_task("verified", total=None, note="")
             wrong = packed.verify(out, lambda done, total: progress.update(task, completed=done, total=total))
         for line in wrong:
-            console.print(line, style="red", markup=False, highlight=False)
+            console.print(line, style="red")
         console.print("damaged" if wrong else "verified: every byte is as it was packed")
         sys.exit(1 if wrong else 0)

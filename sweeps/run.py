@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ray.exceptions import RayError
-from rich.console import Console
+from pydantic import BaseModel, ValidationError
 
 from cluster.session import in_submitted_job
 from prunnet.atomic import write_text
 from prunnet.config import Recipe
-from prunnet.errors import ConfigError, PrunnetError, one_line
+from prunnet.errors import ConfigError, from_outside, told
 from prunnet.hashing import of_json
 from prunnet.storage import is_url, place, remove
+from sweeps.printing import Console, any_encoding, silence
 
 
 @dataclass(frozen=True)
@@ -65,24 +65,51 @@ class Run:
         """The last sweep's; ConfigError where the folder holds none."""
         path = self.folder / "manifest.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return Manifest.model_validate_json(path.read_bytes()).model_dump(exclude_unset=True)
+        except (OSError, ValidationError):
             raise ConfigError(f"{str(path)!r} is not there or torn: no finished sweep in this folder") from None
+
+
+class Manifest(BaseModel):
+    """What `manifest.json` holds; the last three are absent from old ones."""
+
+    name: str
+    unit_keys: list[str]
+    failures: list[tuple[float, str]]
+    kept: dict[str, dict[str, float]] = {}
+    history: list[dict[str, float | None]] = []
+    conflicts: list[dict[str, float | None]] = []
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends a job with exit code 2 and one line, where the recipe, the data, the cluster or the disk cannot serve."""
+    """Ends a command with exit code 2 and one line, where what it is given or runs on cannot serve: see
+    `prunnet.errors.from_outside`. All commands run inside."""
+    any_encoding()
     try:
-        yield
-    except (PrunnetError, RuntimeError, OSError) as error:
-        said = " ".join(str(error).split())
-    except RayError as error:  # what the job runs on gave way, as where the kernel of a small machine kills
-        said = one_line(error)[:500]
-    else:
+        try:
+            yield
+        finally:
+            _flush()  # a full disk is found here, and not when the interpreter ends
         return
-    Console(stderr=True, soft_wrap=True).print(f"error: {said}", style="red", markup=False)
+    except BrokenPipeError:  # whoever read the output has enough of it
+        silence(sys.stdout)
+        sys.exit(0)
+    except Exception as error:
+        if not from_outside(error):
+            raise
+        said = told(error)
+    try:
+        _flush()
+    except OSError:
+        silence(sys.stdout)
+    Console(stderr=True).print(f"error: {said}", style="red")
     sys.exit(2)
+
+
+def _flush() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
 
 
 @contextmanager

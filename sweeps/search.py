@@ -28,8 +28,6 @@ import optuna
 import typer
 import yaml
 from optuna.trial import FrozenTrial, TrialState
-from rich.console import Console
-from rich.table import Table
 
 from analysis import plots, search_page, search_plots
 from analysis import search as found
@@ -45,6 +43,7 @@ from prunnet.experiments import Trial
 from prunnet.probe import ProbeConfig, spread
 from prunnet.storage import remove
 from sweeps.capacity import open_data
+from sweeps.printing import Console, Table
 from sweeps.run import Run, git_commit, one_line_errors, open_run
 from sweeps.search_recipe import Constraint, Search, load_search
 from sweeps.study import open_study
@@ -57,7 +56,7 @@ def search(asked: Search, *, fresh: bool = False, console: Console | None = None
     """The whole job; returns the exit code (0, or 1 where a trial failed for good)."""
     console = console or Console()
     with open_run(asked.base, fresh=fresh) as run_folder:
-        console.print(f"run {run_folder.folder}", soft_wrap=True)
+        console.print(f"run {run_folder.folder}")
         open_data(asked.base, console).split(asked.base.sweep.split)
         study = open_study(asked, run_folder.folder, fresh=fresh)
         for point in asked.file.start:
@@ -146,9 +145,6 @@ def tell(asked: Search, job: Job, console: Console, trial: FrozenTrial) -> None:
     (line,) = found.table([record], asked.file.objectives)
     console.print(
         f"trial {line[0]}  " + "  ".join([*line[2:-1], record.reason or record.state, line[-1]]),
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
     )
 
 
@@ -216,7 +212,7 @@ def draw(folder: Path, console: Console) -> None:
         write_text(folder / "search.html", search_page.render(findings, command=command))
     for what in ("best.yaml", "search.png", "search.html"):
         if (folder / what).exists():
-            console.print(f"{what:<12}{folder / what}", soft_wrap=True)
+            console.print(f"{what:<12}{folder / what}")
 
 
 def show(findings: found.Findings, console: Console) -> None:
@@ -243,4 +239,5 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with one_line_errors():  # a full disk or an odd encoding of the terminal meets --help, too
+        typer.run(main)

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from analysis.quantities import Quantity
 from prunnet import hashing
 from prunnet.config import Capacity, Recipe, apply_override, changed, explain, parse_recipe
-from prunnet.errors import ConfigError
+from prunnet.errors import ConfigError, echo
+from prunnet.yaml_reader import read_yaml
 from sweeps.run import absolute_paths
 
 Changes = dict[str, Any]
@@ -37,7 +38,7 @@ class Suggests(Protocol):
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Range(_Part):
@@ -67,7 +68,7 @@ class Range(_Part):
     def parameters(self, name: str, value: Any) -> dict[str, Any]:
         """What Optuna calls a given value; ConfigError where it is not in the range."""
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not self.low <= value <= self.high:
-            raise ConfigError(f"start: {name}={value!r} is not in {self.low:g} … {self.high:g}")
+            raise ConfigError(f"start: {name}={echo(value)} is not in {self.low:g} … {self.high:g}")
         return {name: value}
 
 
@@ -90,7 +91,7 @@ class Choice(_Part):
     def parameters(self, name: str, value: Any) -> dict[str, Any]:
         """What Optuna calls a given value; ConfigError where it is none of the values."""
         if value not in self.values:
-            raise ConfigError(f"start: {name}={value!r}; valid: {', '.join(map(repr, self.values))}")
+            raise ConfigError(f"start: {name}={echo(value)}; valid: {', '.join(map(repr, self.values))}")
         return {name: self._names[self.values.index(value)]}
 
 
@@ -395,13 +396,8 @@ class Search:
 
 def load_search(path: str | Path, overrides: Iterable[str] = ()) -> Search:
     """The search of a YAML file; `overrides` change its base. ConfigError, in one line, for mistakes."""
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"recipe {str(path)!r} is not a file; recipes that come with prunnet: sweeps/recipes/")
+    tree = read_yaml(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
         return Search(SearchFile.model_validate(tree), overrides)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
-        raise ConfigError(f"recipe {str(path)!r}: {explain(error)}") from None
+        raise ConfigError(f"recipe {echo(str(path))}: {explain(error)}") from None

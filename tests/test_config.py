@@ -56,7 +56,7 @@ def test_dotted_overrides_reach_every_section() -> None:
         ("trian.epochs=3", "did you mean 'train'"),
         ("sweep.capacities=[0]", "0 < capacity <= 1"),
         ("sweep.capacities=[1.2]", "capacity 1.2 is out of range"),
-        ("sweep.capacities=[.nan]", "not a number"),
+        ("sweep.capacities=[.nan]", "not a finite number"),
         ("sweep.capacities=[]", "is empty"),
         ("train.capacities=[1.0, 0.5]", "below 1.0"),
         ("train.capacities=[0.5, 0.5]", "distinct"),
