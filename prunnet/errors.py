@@ -5,9 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from prunnet.redact import shown
+
 
 class PrunnetError(ValueError):
-    """Base of all errors that a user can cause and mend."""
+    """Base of all errors that a user can cause and mend. Credentials of URLs in its message are masked."""
+
+    def __init__(self, *said: object) -> None:
+        super().__init__(*(shown(part) if isinstance(part, str) else part for part in said))
 
 
 class ConfigError(PrunnetError):
@@ -39,10 +44,10 @@ def unknown(what: str, given: str, valid: Iterable[str]) -> str:
     names = sorted(valid)
     near = difflib.get_close_matches(given, names, n=1)
     hint = f" did you mean {near[0]!r}?" if near else ""
-    shown = ", ".join(names) if len(names) <= 30 else f"{len(names)} names"
-    return f"unknown {what} {given!r};{hint} valid: {shown}"
+    said = ", ".join(names) if len(names) <= 30 else f"{len(names)} names"
+    return f"unknown {what} {given!r};{hint} valid: {said}"
 
 
 def one_line(error: BaseException) -> str:
-    """The error as one line, for tables and terminals."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    """The error as one line, for tables and terminals; credentials of URLs are masked."""
+    return shown(" ".join(f"{type(error).__name__}: {error}".split()))

@@ -27,6 +27,7 @@ from rich.console import Console
 from prunnet import results
 from prunnet.errors import PrunnetError
 from prunnet.experiments import Trial, run_trial
+from prunnet.storage import shown
 from sweeps.ablation_recipe import Ablation, load_ablation
 from sweeps.run import Run, git_commit, one_line_errors, open_run
 
@@ -44,10 +45,12 @@ def ablate(
     """The whole job; returns the exit code (0, or 1 where a trial failed for good)."""
     console = console or Console()
     failures = 0
-    with open_run(ablation.base, fresh=fresh) as run:
+    if fresh and ablation.table.exists():
+        results.read_packed(ablation.table)  # nothing else is deleted
+    with open_run(ablation.base, fresh=fresh, console=console) as run:
         if fresh:
             ablation.table.unlink(missing_ok=True)
-        console.print(f"run {run.folder}", soft_wrap=True)
+        console.print(f"run {shown(run.folder)}", soft_wrap=True)
         if ablation.table.exists():
             results.unpack(ablation.table, run.results)
         for name, trials in phases(ablation, run):

@@ -44,6 +44,7 @@ from prunnet.evaluation import FeaturesUnit, Plan
 from prunnet.families import Family, finished, fitting, make_net, stages
 from prunnet.latency import measure
 from prunnet.plan import Units, allocation_of, evaluation_plan, network_arrays, plan_units
+from prunnet.storage import shown
 from prunnet.subnetworks import subnetwork
 from prunnet.training import steps_per_epoch
 from sweeps.run import Run, absolute_paths, git_commit, one_line_errors, open_run
@@ -59,8 +60,8 @@ def sweep(recipe: Recipe, *, fresh: bool = False, console: Console | None = None
     """
     console = console or Console()
     recipe = absolute_paths(recipe)
-    with open_run(recipe, fresh=fresh) as run:
-        console.print(f"run {run.folder}", soft_wrap=True)
+    with open_run(recipe, fresh=fresh, console=console) as run:
+        console.print(f"run {shown(run.folder)}", soft_wrap=True)
         dataset = open_data(recipe, console)
         dataset.split(recipe.sweep.split)
         with ExitStack() as cluster:
@@ -79,7 +80,7 @@ def open_data(recipe: Recipe, console: Console) -> Dataset:
         warnings.simplefilter("ignore", DataWarning)  # said once, below, instead of by every worker
         dataset = data.load_for(recipe)
     for note in dataset.notes:
-        console.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"note: {shown(note)}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     return dataset
 
 
@@ -87,7 +88,7 @@ def trained_networks(recipe: Recipe, run: Run, dataset: Dataset, console: Consol
     """What is swept: a given checkpoint, this run's finished networks, or those that are trained now. `cluster` keeps
     the session that is opened for it, which whoever needs one next joins."""
     if recipe.model.checkpoint:
-        console.print(f"network from {recipe.model.checkpoint}")
+        console.print(f"network from {shown(recipe.model.checkpoint)}")
         net, header = load_network(recipe.model.checkpoint)
         fitting(header, recipe.model.checkpoint, dataset.preprocessing)
         return Family({1.0: (net, header)})
@@ -190,7 +191,7 @@ def draw(run: Run, console: Console) -> None:
     """Table, front and report of the last sweep in a run's folder."""
     manifest = run.manifest()
     frame = Frame.load(run.results, manifest["unit_keys"])
-    failures = [f"capacity {capacity:g} failed: {error}" for capacity, error in manifest["failures"]]
+    failures = [f"capacity {capacity:g} failed: {shown(error)}" for capacity, error in manifest["failures"]]
     if frame.rows:
         table = Table(*tables.head(frame), title=f"{manifest['name']}: {len(frame.rows)} tests", box=None)
         for cells in tables.capacity_table(frame):
@@ -208,15 +209,15 @@ def draw(run: Run, console: Console) -> None:
         page = report.render(
             frame,
             title=f"Capacity sweep {manifest['name']}",
-            command=f"python sweeps/capacity.py --recipe {run.recipe}",
-            recipe=run.recipe.read_text(encoding="utf-8"),
+            command=f"python sweeps/capacity.py --recipe {shown(run.recipe)}",
+            recipe=shown(run.recipe.read_text(encoding="utf-8")),
             failures=failures,
             **{name: manifest[name] for name in ("kept", "history", "conflicts") if name in manifest},
         )
         write_text(run.folder / "report.html", page)
         for what, path in (("results", run.results), ("front", run.folder / "pareto.png")):
-            console.print(f"{what:<8}{path}", soft_wrap=True)
-        console.print(f"{'report':<8}{run.folder / 'report.html'}", soft_wrap=True)
+            console.print(f"{what:<8}{shown(path)}", soft_wrap=True)
+        console.print(f"{'report':<8}{shown(run.folder / 'report.html')}", soft_wrap=True)
     for line in failures:
         console.print(line, style="red", markup=False)
 

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from prunnet.errors import PrunnetError
 from prunnet.results import best_under
+from prunnet.storage import shown
 from sweeps import ablation, capacity, cost, doctor, evaluate, export, layerwise, pack, search
 from sweeps.run import Run
 
@@ -82,7 +83,7 @@ def main() -> None:
     try:
         app()
     except PrunnetError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
+        Console(stderr=True, soft_wrap=True).print(f"error: {shown(str(error))}", style="red", markup=False)
         sys.exit(2)
 
 

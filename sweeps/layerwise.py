@@ -42,6 +42,7 @@ from prunnet.errors import ConfigError
 from prunnet.families import Family
 from prunnet.layerwise import Budget, Keep
 from prunnet.plan import Units, evaluation_plan, network_arrays, plan_units
+from prunnet.storage import shown
 from prunnet.subnetworks import calibration_loader, subnetwork
 from sweeps.capacity import open_data, trained_networks
 from sweeps.run import Run, absolute_paths, git_commit, one_line_errors, open_run
@@ -67,8 +68,8 @@ def search_layers(recipe: Recipe, asked: Asked, console: Console | None = None) 
     """The whole job; returns the exit code."""
     console = console or Console()
     recipe = absolute_paths(recipe)
-    with open_run(recipe) as run, ExitStack() as cluster:
-        console.print(f"run {run.folder}", soft_wrap=True)
+    with open_run(recipe, console=console) as run, ExitStack() as cluster:
+        console.print(f"run {shown(run.folder)}", soft_wrap=True)
         validation = recipe.model_copy(
             update={"sweep": recipe.sweep.model_copy(update={"split": "validation", "gallery": "dense"})}
         )
@@ -190,7 +191,7 @@ def conclude(
         record.append({"budget": capacity, "keep": keep, "unit_keys": keys})
     write_text(run.folder / TRIAL / "layerwise.json", json.dumps(record, indent=1))
     show(rows, chosen, console)
-    console.print(f"subnetworks {run.folder / TRIAL}", soft_wrap=True)
+    console.print(f"subnetworks {shown(run.folder / TRIAL)}", soft_wrap=True)
 
 
 def show(rows: list[Row], chosen: dict[float, Keep], console: Console) -> None:
