@@ -36,8 +36,9 @@ from prunnet.families import Family, finished, stages
 from prunnet.methods import METHODS
 from prunnet.plan import evaluation_plan, network_arrays, plan_units
 from prunnet.probe import ProbeConfig
+from prunnet.redact import restored
 from prunnet.results import ranked_by, trial_folder
-from prunnet.storage import place, remove
+from prunnet.storage import place, remove, shown
 
 VALUE, LIMIT, FAILED = "value:", "limit:", "failed"
 """Keys of a trial's last report: its objectives, how far it is beyond each limit, or why it failed."""
@@ -54,6 +55,9 @@ class Job:
     """A trial's complete rows -> its objectives, and how far it is beyond each limit; PrunnetError where it cannot."""
     probe: ProbeConfig | None
     git_commit: str | None
+    known: Any = ()
+    """Values of the trials' recipes with the credentials of their URLs: Tune writes each trial's own to the disk,
+    without them."""
 
     def results_of(self, trial: Trial) -> Path:
         return trial_folder(place(self.folder) / "results", trial.id)
@@ -120,7 +124,7 @@ def run(job: Job, trial: Trial, hosts: Sequence[Any], callbacks: Sequence[Any] =
 
 def trainable(config: dict[str, Any], *, job: Job, hosts: Sequence[Any]) -> None:
     """A Tune trial. What a second try would only repeat is reported, anything else raised and tried again."""
-    trial = Trial(config["name"], Recipe.model_validate(config["recipe"]))
+    trial = Trial(config["name"], Recipe.model_validate(restored(config["recipe"], job.known)))
     try:
         rows = run(job, trial, hosts, callbacks=[TuneReportCallback()])
         values, limits = job.measure(rows)
@@ -191,7 +195,7 @@ class Ledger(Searcher):
             trial.set_user_attr("trial_id", ready.id)
             if again:
                 trial.set_user_attr("taken up again", trial.user_attrs.get("taken up again", 0) + 1)
-            return {"name": ready.name, "recipe": ready.recipe.model_dump(mode="json")}
+            return {"name": ready.name, "recipe": shown(ready.recipe.model_dump(mode="json"))}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: only the end counts."""

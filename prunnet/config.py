@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from prunnet.errors import ConfigError, echo, unknown
 from prunnet.hashing import METHOD_VERSION, of_file, of_json, weights_sha_of
 from prunnet.methods import METHODS, settle
+from prunnet.storage import shown
 from prunnet.yaml_reader import parse_yaml, read_yaml
 
 
@@ -319,7 +320,8 @@ class Recipe(Section):
         return of_json([METHOD_VERSION, self.trained_part(), self.cluster.workers])
 
     def trained_part(self) -> dict[str, Any]:
-        """Sections `data`, `model`, `train` as JSON values, without the keys that do not touch the weights."""
+        """Sections `data`, `model`, `train` as JSON values, without the keys that do not touch the weights, and without
+        the credentials of URLs."""
         parts = self.model_dump(mode="json", include={"data", "model", "train"})
         for key in ("checkpoint_every_steps", "checkpoint_every_minutes"):
             del parts["train"][key]
@@ -335,7 +337,7 @@ class Recipe(Section):
             parts["train"]["old"] = weights_sha_of(self.train.old)
         if self.model.weights:
             parts["model"]["weights"] = of_file(self.model.weights)
-        return parts
+        return shown(parts)
 
 
 ADDED_KEYS: dict[str, tuple[str, ...]] = {"data": (), "model": (), "train": ("accumulate", "granularity")}

@@ -27,7 +27,7 @@ from prunnet.errors import ConfigError, DataError
 from prunnet.retrieval.features import Embedder
 from prunnet.retrieval.features import embed as embed_images
 from prunnet.retrieval.search import Features, search
-from prunnet.storage import place
+from prunnet.storage import place, shown
 
 FORMAT = "prunnet-embeddings"
 FILE = "embeddings.safetensors"
@@ -50,7 +50,7 @@ class EmbeddingSet:
     def save(self, folder: str | Path) -> Path:
         """Writes the set into a folder; returns the file."""
         path = place(folder) / FILE
-        header = {"names": list(self.names), "root": self.root, "identity": self.identity}
+        header = {"names": list(self.names), "root": shown(self.root), "identity": self.identity}
         save_tensors(path, {"embeddings": torch.from_numpy(np.array(self.embeddings))}, FORMAT, header)
         return path
 

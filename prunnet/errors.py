@@ -6,6 +6,8 @@ import difflib
 import sys
 from collections.abc import Iterable
 
+from prunnet.redact import shown
+
 ECHO = 200
 """Characters of a given value that a message repeats, at most."""
 MESSAGE = 2000
@@ -26,7 +28,10 @@ _FOREIGN = {
 
 
 class PrunnetError(ValueError):
-    """Base of all errors that a user can cause and mend."""
+    """Base of all errors that a user can cause and mend. Credentials of URLs in its message are masked."""
+
+    def __init__(self, *said: object) -> None:
+        super().__init__(*(shown(part) if isinstance(part, str) else part for part in said))
 
 
 class ConfigError(PrunnetError):
@@ -63,8 +68,8 @@ def from_outside(error: BaseException) -> bool:
 
 
 def echo(value: object) -> str:
-    """A given value for a message: its `repr`, cut where it is long."""
-    text = repr(value[: ECHO + 1] if isinstance(value, (str, bytes)) else value)
+    """A given value for a message: its `repr`, cut where it is long, credentials of URLs masked."""
+    text = shown(repr(value[: ECHO + 1] if isinstance(value, (str, bytes)) else value))
     return text if len(text) <= ECHO else f"{text[:ECHO]}…"
 
 
@@ -73,13 +78,13 @@ def unknown(what: str, given: str, valid: Iterable[str]) -> str:
     names = sorted(valid)
     near = difflib.get_close_matches(given[:ECHO], names, n=1)
     hint = f" did you mean {near[0]!r}?" if near else ""
-    shown = ", ".join(names) if len(names) <= 30 else f"{len(names)} names"
-    return f"unknown {what} {echo(given)};{hint} valid: {shown}"
+    valid = ", ".join(names) if len(names) <= 30 else f"{len(names)} names"
+    return f"unknown {what} {echo(given)};{hint} valid: {valid}"
 
 
 def one_line(error: BaseException) -> str:
-    """The error as one line, for tables and terminals."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    """The error as one line, for tables and terminals; credentials of URLs are masked."""
+    return shown(" ".join(f"{type(error).__name__}: {error}".split()))
 
 
 def told(error: BaseException) -> str:

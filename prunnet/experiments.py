@@ -20,6 +20,7 @@ from prunnet.evaluation import evaluate_here
 from prunnet.families import Family, Stage, stages, train_here
 from prunnet.hashing import METHOD_VERSION
 from prunnet.plan import evaluation_plan, network_arrays, plan_units
+from prunnet.storage import shown
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,10 @@ class Trial:
         for dump in dumps:  # where files lie does not matter
             for section in ("data", "sweep"):
                 if root := dump.get(section, {}).get("root"):
-                    dump[section]["root"] = Path(root).name
+                    dump[section]["root"] = Path(shown(root)).name
             if self.old is not None:
                 dump["train"].pop("old", None)
-        return f"{self.name}/{hashing.of_json([METHOD_VERSION, *dumps])[:10]}"
+        return f"{self.name}/{hashing.of_json(shown([METHOD_VERSION, *dumps]))[:10]}"
 
 
 def run_trial(

@@ -20,6 +20,7 @@ from prunnet.granularity import UNITS
 from prunnet.masks import keep_count
 from prunnet.nets import RetrievalNet
 from prunnet.results import features_key, row_key
+from prunnet.storage import shown
 from prunnet.subnetworks import calibration_indices
 
 Keep = tuple[tuple[str, float], ...]
@@ -156,7 +157,7 @@ def identity_columns(recipe: Recipe, family: Family, dataset: Dataset, trial: st
     train = trained["train"]
     capacities = train["capacities"] or sorted((c for c in family.members if c < family.top), reverse=True)
     config = {
-        "trained": {**trained, "data": portable(trained["data"])},
+        "trained": {**shown(trained), "data": portable(trained["data"])},
         "workers": header["workers"],
         "data": portable(recipe.data.model_dump(mode="json")),
         "sweep": portable(sweep.model_dump(mode="json", exclude=_unsaid(recipe))),
@@ -201,9 +202,9 @@ def portable(data: dict[str, Any]) -> dict[str, Any]:
     """A data (or sweep) section that names its files without saying where they lie: rows of two machines are equal."""
     changed = dict(data)
     if data.get("root"):
-        changed["root"] = Path(data["root"]).name
+        changed["root"] = Path(shown(data["root"])).name
     if data.get("holdout") == "list":
-        changed |= {key: [Path(name).name for name in data[key]] for key in ("test", "validation")}
+        changed |= {key: [Path(shown(name)).name for name in data[key]] for key in ("test", "validation")}
     return changed
 
 

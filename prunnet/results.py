@@ -25,7 +25,7 @@ from prunnet.gains import p_comp as p_comp
 from prunnet.gains import p_up as p_up
 from prunnet.gains import update_gain as update_gain
 from prunnet.hashing import METHOD_VERSION, of_json
-from prunnet.storage import place
+from prunnet.storage import place, shown
 
 SCHEMA_VERSION = 2
 
@@ -150,7 +150,7 @@ def _read_part(path: Path) -> pa.Table:
         with path.open("rb") as file:
             table = pq.read_table(file)
     except (pa.ArrowInvalid, OSError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = shown(" ".join(str(error).split()))[:120]
         raise ResultsError(
             f"torn part {path.name!r} in {str(path.parent)!r}: {reason}; remove it and run again"
         ) from None

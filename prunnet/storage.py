@@ -6,14 +6,21 @@ that is made once a machine (`local`). An object store has no rename: a file is 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from prunnet.errors import ConfigError, one_line
+from prunnet.redact import is_masked, shown
+
+__all__ = ["cache", "is_url", "local", "lock_file", "place", "private_folder", "remove", "shown", "upload"]
 
 
 def is_url(where: str | Path) -> bool:
@@ -25,12 +32,18 @@ def is_url(where: str | Path) -> bool:
 def place(where: str | Path) -> Path:
     """A path of this machine, or one of an object store that behaves alike.
 
-    Raises ConfigError for a URL whose file system is not installed.
+    Raises ConfigError for a URL whose file system is not installed, or one of a kept recipe, whose user and password
+    were not kept.
     """
     if not isinstance(where, str):
         return where
     if not is_url(where):
         return Path(where.removeprefix("file://")).expanduser()
+    if is_masked(where):
+        raise ConfigError(
+            f"{where!r} stands for a URL whose credentials were not kept; give the URL again, such as --set "
+            "data.root='https://$NAME:$PASSWORD@…' with variables of the environment"
+        )
     try:
         from upath import UPath
 
@@ -45,7 +58,7 @@ def place(where: str | Path) -> Path:
 
 
 def remove(where: Path) -> None:
-    """A file or a whole folder, if it is there."""
+    """A file or a whole folder, if it is there. A symbolic link is removed, and not what it names."""
     if is_url(where):
         remote = cast(Any, where)
         if remote.fs.exists(remote.path):
@@ -72,13 +85,14 @@ def local(where: str | Path) -> Path:
     files = _listed(remote)
     if not files:
         return path
-    stamp = hashlib.sha256(repr([str(path), files]).encode()).hexdigest()[:32]
-    target = cache() / stamp / path.name
+    stamp = hashlib.sha256(repr([shown(str(path)), files]).encode()).hexdigest()[:32]
+    name_here = shown(path.name)
+    target = cache() / stamp / name_here
     if not target.exists():
-        temporary = Path(tempfile.mkdtemp(dir=_made(cache())))
+        temporary = Path(tempfile.mkdtemp(dir=cache()))
         try:
             for name, _ in files:
-                below = temporary / path.name / name if name else temporary / path.name
+                below = temporary / name_here / name if name else temporary / name_here
                 _made(below.parent)
                 remote.fs.get_file(f"{remote.path.rstrip('/')}/{name}" if name else remote.path, str(below))
             _rename(temporary, target.parent)
@@ -103,9 +117,38 @@ def _listed(remote: Any) -> list[tuple[str, str]]:
 
 
 def cache() -> Path:
-    """This machine's folder of copies: PRUNNET_CACHE, or one in the folder for temporary files."""
+    """This machine's folder of copies: PRUNNET_CACHE, or this user's own in the folder for temporary files."""
     given = os.environ.get("PRUNNET_CACHE")
-    return Path(given) if given else Path(tempfile.gettempdir()) / f"prunnet-cache-{os.getuid()}"
+    return _made(Path(given)) if given else private_folder("cache")
+
+
+def private_folder(name: str) -> Path:
+    """A folder below the one for temporary files that only this user can look into, made if it is not there.
+
+    Raises ConfigError where somebody else has put something in its place: whoever can write there could have a file of
+    this user overwritten, or replace what is read from it.
+    """
+    folder = Path(tempfile.gettempdir()) / f"prunnet-{name}-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise ConfigError(f"{str(folder)!r} is not a folder of this user's; remove it, or set TMPDIR to another place")
+    if found.st_mode & 0o077:
+        folder.chmod(0o700)
+    return folder
+
+
+@contextmanager
+def lock_file(path: Path) -> Iterator[int]:
+    """The descriptor of a file to lock, made if it is not there. OSError where it is a symbolic link, which somebody
+    may have put there to have another file opened, or cannot be written."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        os.utime(descriptor)  # it is opened for reading, since a file system can become read-only under a job
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _made(folder: Path) -> Path:

@@ -46,7 +46,9 @@ def ablate(
     console = console or Console()
     failures = 0
     check_output(ablation.table, "table")
-    with open_run(ablation.base, fresh=fresh) as run:
+    if fresh and ablation.table.exists():
+        results.read_packed(ablation.table)  # nothing else is deleted
+    with open_run(ablation.base, fresh=fresh, console=console) as run:
         if fresh:
             ablation.table.unlink(missing_ok=True)
         console.print(f"run {run.folder}")

@@ -42,6 +42,7 @@ from prunnet.evaluation import FeaturesUnit, Plan
 from prunnet.families import Family, finished, fitting, make_net, stages
 from prunnet.latency import measure
 from prunnet.plan import Units, allocation_of, evaluation_plan, network_arrays, plan_units
+from prunnet.storage import shown
 from prunnet.subnetworks import subnetwork
 from prunnet.training import steps_per_epoch
 from sweeps.printing import Console, Table
@@ -58,7 +59,7 @@ def sweep(recipe: Recipe, *, fresh: bool = False, console: Console | None = None
     """
     console = console or Console()
     recipe = absolute_paths(recipe)
-    with open_run(recipe, fresh=fresh) as run:
+    with open_run(recipe, fresh=fresh, console=console) as run:
         console.print(f"run {run.folder}")
         dataset = open_data(recipe, console)
         dataset.split(recipe.sweep.split)
@@ -207,8 +208,8 @@ def draw(run: Run, console: Console) -> None:
         page = report.render(
             frame,
             title=f"Capacity sweep {manifest['name']}",
-            command=f"python sweeps/capacity.py --recipe {run.recipe}",
-            recipe=run.recipe.read_text(encoding="utf-8"),
+            command=f"python sweeps/capacity.py --recipe {shown(run.recipe)}",
+            recipe=shown(run.recipe.read_text(encoding="utf-8")),
             failures=failures,
             **{name: manifest[name] for name in ("kept", "history", "conflicts") if name in manifest},
         )

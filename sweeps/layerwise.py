@@ -66,7 +66,7 @@ def search_layers(recipe: Recipe, asked: Asked, console: Console | None = None) 
     """The whole job; returns the exit code."""
     console = console or Console()
     recipe = absolute_paths(recipe)
-    with open_run(recipe) as run, ExitStack() as cluster:
+    with open_run(recipe, console=console) as run, ExitStack() as cluster:
         console.print(f"run {run.folder}")
         validation = recipe.model_copy(
             update={"sweep": recipe.sweep.model_copy(update={"split": "validation", "gallery": "dense"})}

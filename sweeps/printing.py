@@ -18,13 +18,16 @@ import rich.table
 from rich.segment import Segment, Segments
 from rich.text import Text
 
+from prunnet.redact import shown
+
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters, line separators, changes of the writing direction, and bytes of names that are not UTF-8."""
 
 
 def printable(text: str) -> str:
-    """The text on one line: what a terminal would act on, instead of showing it, becomes an escape such as `\\x1b`."""
-    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    """The text on one line: what a terminal would act on, instead of showing it, becomes an escape such as `\\x1b`, and
+    credentials of URLs are masked."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), shown(text))
 
 
 class Table(rich.table.Table):
@@ -34,8 +37,8 @@ class Table(rich.table.Table):
         super().__init__(*titles, title=None if title is None else Text(printable(title)), **options)
 
     def add_row(self, *cells: Any, **options: Any) -> None:
-        shown = (Text(printable(cell)) if isinstance(cell, str) else cell for cell in cells)
-        super().add_row(*shown, **options)
+        safe = (Text(printable(cell)) if isinstance(cell, str) else cell for cell in cells)
+        super().add_row(*safe, **options)
 
     def lines(self) -> list[str]:
         """Title, head and rows, a line each, tabs between the cells."""
@@ -53,13 +56,13 @@ class Console(rich.console.Console):
         super().__init__(**{"markup": False, "emoji": False, "highlight": False, "soft_wrap": True, **options})
 
     def print(self, *objects: Any, **options: Any) -> None:
-        shown: list[Any] = []
+        safe: list[Any] = []
         for each in objects:
             if isinstance(each, Table) and not self.is_terminal:  # a Text would turn tabs into blanks
-                shown.append(Segments(Segment(f"{line}\n") for line in each.lines()))
+                safe.append(Segments(Segment(f"{line}\n") for line in each.lines()))
             else:
-                shown.append(Text(printable(each)) if isinstance(each, str) else each)
-        super().print(*shown, **options)
+                safe.append(Text(printable(each)) if isinstance(each, str) else each)
+        super().print(*safe, **options)
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

@@ -7,9 +7,8 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,9 @@ from prunnet.atomic import write_text
 from prunnet.config import Recipe
 from prunnet.errors import ConfigError, from_outside, told
 from prunnet.hashing import of_json
-from prunnet.storage import is_url, place, remove
+from prunnet.storage import is_url, lock_file, place, private_folder, shown
 from sweeps.printing import Console, any_encoding, silence
+from sweeps.run_folder import LOCK, check_folder, clear, mark_folder, note_of
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class Run:
         return self.folder / "recipe.yaml"
 
     def write_recipe(self, recipe: Recipe) -> None:
-        """Keeps the recipe beside its results."""
-        write_text(self.recipe, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        """Keeps the recipe beside its results, without the credentials of its URLs."""
+        write_text(self.recipe, yaml.safe_dump(shown(recipe.model_dump(mode="json")), sort_keys=False))
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Which unit keys the last sweep used, and what failed."""
-        write_text(self.folder / "manifest.json", json.dumps(manifest, indent=1))
+        write_text(self.folder / "manifest.json", json.dumps(shown(manifest), indent=1))
 
     def manifest(self) -> dict[str, Any]:
         """The last sweep's; ConfigError where the folder holds none."""
@@ -113,45 +113,43 @@ def _flush() -> None:
 
 
 @contextmanager
-def open_run(recipe: Recipe, *, fresh: bool = False) -> Iterator[Run]:
-    """The folder of a recipe, held by one driver at a time.
+def open_run(recipe: Recipe, *, fresh: bool = False, console: Console | None = None) -> Iterator[Run]:
+    """The folder of a recipe, held by one driver at a time; `fresh` deletes what earlier jobs made in it, and the
+    console is told what was left.
 
-    Raises ConfigError where another driver is at work in it or it cannot be written.
+    Raises ConfigError where another driver is at work in it, it cannot be written, or it is not a run's.
     """
     folder = storage(recipe) / recipe.name
-    try:
-        lock = _lock_file(folder).open()
-    except OSError as error:
-        raise ConfigError(
-            f"run folder {str(folder)!r} cannot be written ({error.strerror}); set cluster.storage"
-        ) from None
-    with lock:
+    with ExitStack() as opened:
+        try:
+            check_folder(folder, fresh=fresh)
+            lock = opened.enter_context(lock_file(_lock_place(folder) / LOCK))
+        except OSError as error:
+            raise ConfigError(
+                f"run folder {str(folder)!r} cannot be written ({error.strerror}); set cluster.storage"
+            ) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"another job is at work in {str(folder)!r}; wait for it or set another name") from None
-        if fresh:
-            for path in [*folder.iterdir()]:
-                if path.name != ".lock":
-                    remove(path)
+        mark_folder(folder)
+        if fresh and (left := clear(folder)) and console is not None:
+            console.print(f"note: {note_of(left)}", style="yellow")
         yield Run(folder)
 
 
-def _lock_file(folder: Path) -> Path:
-    """Held by the driver at work. An object store has no locks: there it is this machine's, and keeps two drivers of
-    it apart; those of two machines would but do the same work twice."""
-    where = folder
-    if is_url(folder):
-        where = Path(tempfile.gettempdir()) / f"prunnet-lock-{of_json(str(folder))[:32]}"
+def _lock_place(folder: Path) -> Path:
+    """Where the file lies that the driver at work holds. An object store has no locks: there it is this machine's, and
+    keeps two drivers of it apart; those of two machines would only do the same work twice."""
+    where = private_folder("lock") / of_json(shown(str(folder)))[:32] if is_url(folder) else folder
     where.mkdir(parents=True, exist_ok=True)
-    (where / ".lock").touch()  # and opened for reading: a file system can become read-only under a job
-    return where / ".lock"
+    return where
 
 
 def storage(recipe: Recipe) -> Path:
     """Folder of all runs, absolute. A submitted job's working directory is Ray's to delete, so it is not used."""
     if recipe.cluster.storage:
-        given = place(recipe.cluster.storage)
+        given = place(_absolute(recipe.cluster.storage))
         return given if is_url(given) else given.resolve()
     return Path.home() / "prunnet-runs" if in_submitted_job() else Path("runs").resolve()
 
@@ -194,4 +192,7 @@ def git_commit() -> str | None:
 
 
 def _absolute(path: str) -> str:
-    return path if is_url(path) else os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
+    """A path of this machine, or a URL with the variables of the environment in it, which may hold its credentials."""
+    return (
+        os.path.expandvars(path) if is_url(path) else os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
+    )

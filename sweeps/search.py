@@ -41,11 +41,12 @@ from prunnet.atomic import write_bytes, write_text
 from prunnet.errors import ConfigError
 from prunnet.experiments import Trial
 from prunnet.probe import ProbeConfig, spread
-from prunnet.storage import remove
+from prunnet.storage import remove, shown
 from sweeps.capacity import open_data
 from sweeps.printing import Console, Table
 from sweeps.run import Run, git_commit, one_line_errors, open_run
-from sweeps.search_recipe import Constraint, Search, load_search
+from sweeps.run_folder import FRONT, clear
+from sweeps.search_recipe import Choice, Constraint, Search, load_search
 from sweeps.study import open_study
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "search_demo.yaml"
@@ -55,7 +56,7 @@ Row = dict[str, Any]
 def search(asked: Search, *, fresh: bool = False, console: Console | None = None) -> int:
     """The whole job; returns the exit code (0, or 1 where a trial failed for good)."""
     console = console or Console()
-    with open_run(asked.base, fresh=fresh) as run_folder:
+    with open_run(asked.base, fresh=fresh, console=console) as run_folder:
         console.print(f"run {run_folder.folder}")
         open_data(asked.base, console).split(asked.base.sweep.split)
         study = open_study(asked, run_folder.folder, fresh=fresh)
@@ -119,7 +120,8 @@ def make_job(asked: Search, run_folder: Run, reference: float | None) -> Job:
     if file.stop.name != "none":
         probe = ProbeConfig(file.stop.capacities or spread(sweep.capacities), file.stop.images)
     score = partial(measure, objectives=file.objectives, constraints=file.constraints, reference=reference)
-    return Job(str(run_folder.folder), score, probe, git_commit())
+    known = [asked.base.model_dump(mode="json"), [d.values for d in file.space.values() if isinstance(d, Choice)]]
+    return Job(str(run_folder.folder), score, probe, git_commit(), known)
 
 
 def measure(
@@ -133,7 +135,7 @@ def measure(
 def trial_at(asked: Search, trial: optuna.Trial) -> Trial:
     """The trial of a point that Optuna proposes."""
     changes = asked.suggest(trial)
-    trial.set_user_attr("changes", changes)
+    trial.set_user_attr("changes", shown(changes))
     return Trial(f"search/{trial.number:04d}", asked.recipe(changes))
 
 
@@ -159,7 +161,7 @@ def conclude(asked: Search, run_folder: Run, study: optuna.Study, baseline: list
     records = [found.record_of(trial, objectives) for trial in study.get_trials(deepcopy=False)]
     write_text(folder / "trials.json", json.dumps([asdict(record) for record in records], indent=1))
     chosen = found.best_front(records, objectives)
-    remove(folder / "front")
+    clear(folder, FRONT)
     for place, record in enumerate(chosen):
         text = recipe_text(asked, record)
         write_text(folder / "front" / f"trial-{record.number:04d}.yaml", text)
@@ -182,7 +184,7 @@ def conclude(asked: Search, run_folder: Run, study: optuna.Study, baseline: list
 
 def recipe_text(asked: Search, record: found.Record) -> str:
     """A trial as a recipe that sweeps/capacity.py takes, to be tested on the test split."""
-    tree = asked.tree(record.changes)
+    tree = shown(asked.tree(record.changes))
     tree["name"] = f"{asked.file.name}-{record.number:04d}"
     tree["sweep"]["split"] = "test"
     values = ", ".join(f"{name} {value:.6g}" for name, value in record.values.items())
@@ -208,7 +210,7 @@ def draw(folder: Path, console: Console) -> None:
     if any(record.state == "complete" for record in findings.records):
         for name, content in plots.rendered(search_plots.figure(findings), "png", "svg").items():
             write_bytes(folder / f"search.{name}", content)
-        command = f"python sweeps/capacity.py --recipe {folder / 'best.yaml'}"
+        command = f"python sweeps/capacity.py --recipe {shown(folder / 'best.yaml')}"
         write_text(folder / "search.html", search_page.render(findings, command=command))
     for what in ("best.yaml", "search.png", "search.html"):
         if (folder / what).exists():

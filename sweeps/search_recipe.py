@@ -15,6 +15,7 @@ from analysis.quantities import Quantity
 from prunnet import hashing
 from prunnet.config import Capacity, Recipe, apply_override, changed, explain, parse_recipe
 from prunnet.errors import ConfigError, echo
+from prunnet.storage import shown
 from prunnet.yaml_reader import read_yaml
 from sweeps.run import absolute_paths
 
@@ -80,10 +81,11 @@ class Choice(_Part):
 
     @property
     def _names(self) -> list[Any]:
-        """Optuna stores plain values; lists and mappings go by their text."""
-        if all(isinstance(v, (str, int, float, bool, type(None))) for v in self.values):
-            return list(self.values)
-        return [yaml.safe_dump(v, default_flow_style=True).strip() for v in self.values]
+        """Optuna stores plain values, without the credentials of URLs; lists and mappings go by their text."""
+        values = [shown(value) for value in self.values]
+        if all(isinstance(v, (str, int, float, bool, type(None))) for v in values):
+            return values
+        return [yaml.safe_dump(v, default_flow_style=True).strip() for v in values]
 
     def suggest(self, trial: Suggests, name: str) -> Any:
         return self.values[self._names.index(trial.suggest_categorical(name, self._names))]
@@ -299,8 +301,8 @@ class Search:
         base = self.base.model_dump(mode="json", include={"model", "train", "sweep", "data"}, exclude_defaults=True)
         for section in ("data", "sweep"):  # where files lie does not matter
             if root := base.get(section, {}).get("root"):
-                base[section]["root"] = Path(root).name
-        return f"{self.file.name}-{hashing.of_json([asked, base])[:10]}"
+                base[section]["root"] = Path(shown(root)).name
+        return f"{self.file.name}-{hashing.of_json(shown([asked, base]))[:10]}"
 
     def tree(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """The base with some dotted keys changed, as the YAML file of a recipe holds it."""

@@ -14,7 +14,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from prunnet.errors import ConfigError, one_line
-from prunnet.storage import is_url
+from prunnet.storage import is_url, shown
 from sweeps.search_recipe import Search
 
 JOURNAL = "study.journal"
@@ -64,11 +64,11 @@ def journal(path: Path) -> JournalStorage:
 def database(url: str) -> BaseStorage:
     """A database that SQLAlchemy knows; PostgreSQL for a cluster."""
     try:
-        shown = make_url(url).render_as_string(hide_password=True)
+        make_url(url)
     except SQLAlchemyError:
-        raise ConfigError("storage is no database URL; example: postgresql+psycopg://user@host/name") from None
+        raise ConfigError("storage is no database URL; example: postgresql+psycopg://host/name") from None
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
     except (SQLAlchemyError, ImportError) as error:
-        raise ConfigError(f"storage {shown!r} cannot be used ({one_line(error)[:200]})") from None
+        raise ConfigError(f"storage {shown(url)!r} cannot be used ({one_line(error)[:200]})") from None

@@ -15,7 +15,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -32,6 +32,7 @@ from prunnet.data.decode import size_of
 from prunnet.data.listing import Groups, Listing, Part, Split
 from prunnet.errors import DataError
 from prunnet.hashing import of_file
+from prunnet.storage import lock_file
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -286,12 +287,12 @@ def _identity(listing: Listing, rows: IntArray) -> str:
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
     """One packing at a time."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / _LOCK).open("w")
-    except OSError as error:
-        raise DataError(f"{str(path)!r} cannot be written ({error.strerror})") from None
-    with lock:
+    with ExitStack() as opened:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = opened.enter_context(lock_file(path / _LOCK))
+        except OSError as error:
+            raise DataError(f"{str(path)!r} cannot be written ({error.strerror})") from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
