@@ -18,6 +18,7 @@ import yaml
 from ray.exceptions import RayError
 from rich.console import Console
 
+from cluster.ending import Stopped, end, family, stoppable
 from cluster.session import in_submitted_job
 from prunnet.atomic import write_text
 from prunnet.config import Recipe
@@ -72,7 +73,20 @@ class Run:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends a job with exit code 2 and one line, where the recipe, the data, the cluster or the disk cannot serve."""
+    """Ends a job with one line: exit code 2 where the recipe, the data, the cluster or the disk cannot serve, 130 after
+    Ctrl-C, 143 after SIGTERM."""
+    with stoppable():
+        try:
+            with _without_traceback():
+                yield
+        except Stopped as stopped:
+            end({*stopped.family, *family()}, patience=1)
+            Console(stderr=True, soft_wrap=True).print(str(stopped), style="yellow", markup=False, highlight=False)
+            sys.exit(stopped.code)
+
+
+@contextmanager
+def _without_traceback() -> Iterator[None]:
     try:
         yield
     except (PrunnetError, RuntimeError, OSError) as error:
