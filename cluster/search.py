@@ -281,6 +281,7 @@ def explore(
     # Epochs report a score, the end reports objectives: Tune would want every metric in every report.
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(concurrent)
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is the job's: Tune would go on for a while
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # or it prints a banner in spite of verbose=0
     storage = place(job.folder) / "tune"
     remove(storage)

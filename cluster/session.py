@@ -5,20 +5,29 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
+import psutil
 import ray
+from ray._private.services import canonicalize_bootstrap_address
 from ray.autoscaler.sdk import request_resources
 from ray.dashboard.utils import ray_address_to_api_server_url
 from ray.util.state import list_actors
 
+from cluster.ending import AGAIN, depending_on, end, family
 from prunnet.config import ClusterConfig
-from prunnet.errors import ResourceError
+from prunnet.errors import ResourceError, one_line
 
+ADDRESS = "RAY_ADDRESS"
+_TRIES = 5
+"""Seconds that a head may take until its port is open."""
 _API_URL = "RAY_API_SERVER_ADDRESS"
 _NOWHERE = "http://127.0.0.1:1"
 _LOOKS = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
@@ -35,20 +44,26 @@ def session(config: ClusterConfig, *, state_api: bool = False) -> Iterator[None]
     Args:
         state_api: whether Ray's dashboard process must run: see `check_state_api`.
 
-    Raises ResourceError where the cluster cannot hold the job; see `check_resources`.
+    Raises ResourceError where there is no such cluster or it cannot hold the job; see `check_resources`.
     """
-    joined = ray.is_initialized()
-    if not joined:
-        _start(os.environ.get("RAY_ADDRESS"), state_api)
-    try:
+    if ray.is_initialized():
         wait_for_resources(config)
         if state_api:
             check_state_api()
         yield
+        return
+    address = os.environ.get(ADDRESS)
+    with _keeping_signals():
+        _start(address, state_api)
+    try:
+        with depending_on(f"the cluster of {ADDRESS}={address}" if address else "Ray", _ray_here(), _head_answers()):
+            wait_for_resources(config)
+            if state_api:
+                check_state_api()
+            yield
     finally:
-        if not joined:
-            ray.shutdown()
-            os.environ.pop(_API_URL, None)
+        ray.shutdown()
+        os.environ.pop(_API_URL, None)
 
 
 def _start(address: str | None, state_api: bool) -> None:
@@ -57,10 +72,13 @@ def _start(address: str | None, state_api: bool) -> None:
     Every process is told where *its* cluster's state API is, or that there is none: left to itself, Ray looks for it
     for ten seconds at the end of each training, or takes the newest cluster of the machine for its own. That one
     knows nothing of this training, and its workers would be taken away.
+
+    Raises ResourceError, in one line, where Ray does not start or nobody answers at the address.
     """
     more: dict[str, Any] = {"log_to_driver": verbose(), "include_dashboard": False}
     api = _NOWHERE
     if address:
+        _reach(address)
         more = {}
         with contextlib.suppress(Exception):  # a cluster without a dashboard: requests', gRPC's and Ray's own
             api = ray_address_to_api_server_url(address)
@@ -68,11 +86,131 @@ def _start(address: str | None, state_api: bool) -> None:
         port = _free_port()
         api = f"http://127.0.0.1:{port}"
         more |= {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
-    variables = {_API_URL: api, _LOOKS: os.environ.get(_LOOKS, _LOOK_EVERY_SECONDS)}
+    variables = {_API_URL: api, _LOOKS: os.environ.get(_LOOKS, _LOOK_EVERY_SECONDS), **_around_proxies(address, api)}
     os.environ.update(variables)  # the processes that a new cluster starts inherit them
     if address:
         more["runtime_env"] = {"env_vars": variables}
-    ray.init(address or "local", logging_level=logging.WARNING, **more)
+    before, patience = family(), _patience()
+    try:
+        with _waiting_for_the_node(patience):
+            ray.init(address or "local", logging_level=logging.WARNING, **more)
+    except Exception as error:  # Ray's are of many kinds, bare Exception among them
+        end(process for process in family() if process not in before)
+        os.environ.pop(_API_URL, None)
+        said = one_line(error)[:300]
+        if address:
+            raise ResourceError(f"{ADDRESS}={address}: this cluster cannot be joined ({said})") from None
+        raise ResourceError(
+            f"Ray did not start within {patience:.0f} s (load {os.getloadavg()[0]:.0f} on {os.cpu_count()} "
+            f"processors): {said}; {AGAIN}, when the machine is less loaded"
+        ) from None
+
+
+def _patience() -> float:
+    """Seconds that Ray's processes may take to start: 30, as in Ray, or more where the machine is loaded."""
+    return 30 * min(10.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
+
+
+@contextmanager
+def _waiting_for_the_node(patience: float) -> Iterator[None]:
+    """Ray gives its processes 30 s to start: for its head that is a variable, for the node a constant in its code, so
+    its question whether the node is there waits until it is."""
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(int(patience)))
+    services: Any = ray._private.services
+    ask, deadline = services.get_node, time.monotonic() + patience
+
+    def ask_again(*where: Any) -> Any:
+        while True:
+            try:
+                return ask(*where)
+            except RuntimeError:  # not there yet
+                if time.monotonic() > deadline or not any(process.name() == "raylet" for process in _ray_here()):
+                    raise
+                time.sleep(0.5)
+
+    services.get_node = ask_again
+    try:
+        yield
+    finally:
+        services.get_node = ask
+
+
+@contextmanager
+def _keeping_signals() -> Iterator[None]:
+    """Ray takes SIGTERM for itself when it starts, in Python and in C++; the job has its own answer to it."""
+    ours = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(ours) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)
+
+
+def _reach(address: str) -> None:
+    """ResourceError where nobody listens at an address: Ray itself tries for a quarter of an hour."""
+    try:
+        found = canonicalize_bootstrap_address(address) if address == "auto" else address
+        host, port = _host_and_port(found or "")
+        for left in range(_TRIES, 0, -1):
+            try:
+                return socket.create_connection((host, port), timeout=5).close()
+            except OSError:
+                if left == 1:
+                    raise
+                time.sleep(1)
+    except (OSError, ValueError) as error:
+        raise ResourceError(
+            f"{ADDRESS}={address}: no Ray cluster answers there ({one_line(error)[:150]}); start its head, set another "
+            f"address, or unset {ADDRESS} to start a cluster on this machine"
+        ) from None
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    """Of `host:port`, `ray://host:port` or `[::1]:port`; ValueError for anything else."""
+    found = urlsplit(address if "://" in address else f"//{address}")
+    if found.hostname is None or found.port is None:
+        raise ValueError("it is not HOST:PORT")
+    return found.hostname, found.port
+
+
+def _around_proxies(address: str | None, api: str) -> dict[str, str]:
+    """NO_PROXY with the cluster's own addresses, where a proxy is set: Ray's state API would be asked through it."""
+    if not any(os.environ.get(name) for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")):
+        return {}
+    hosts = ["127.0.0.1", "localhost", ray.util.get_node_ip_address()]
+    for where in (address, api):
+        with contextlib.suppress(ValueError):
+            hosts.append(_host_and_port(where or "")[0])
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    all_of_them = ",".join(dict.fromkeys([*filter(None, given.split(",")), *hosts]))
+    return {"NO_PROXY": all_of_them, "no_proxy": all_of_them}
+
+
+def _ray_here() -> list[psutil.Process]:
+    """This node's raylet, and the cluster's head where it is on this machine."""
+    node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else None
+    candidates = family() if node is None else psutil.process_iter()
+    found = []
+    for process in candidates:
+        with contextlib.suppress(psutil.Error):
+            if process.name() in ("raylet", "gcs_server") and (
+                node is None or any(node in a for a in process.cmdline())
+            ):
+                found.append(process)
+    return found
+
+
+def _head_answers() -> Callable[[], bool]:
+    """Asks whether the head's port is open."""
+    host, port = _host_and_port(ray.get_runtime_context().gcs_address)
+
+    def answers() -> bool:
+        with contextlib.suppress(OSError):
+            socket.create_connection((host, port), timeout=5).close()
+            return True
+        return False
+
+    return answers
 
 
 def _free_port() -> int:

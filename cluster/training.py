@@ -1,12 +1,12 @@
 """Ray Train around `prunnet.training`: data-parallel workers, a checkpoint an epoch (or more often), exact resume.
 
 The run's name holds the hash of its configuration, so the same job goes on where it stopped, and another
-configuration starts afresh. A killed worker costs the steps since the last *registered* checkpoint.
+configuration starts afresh. A killed worker costs the steps since the last *registered* checkpoint; a damaged
+checkpoint those since the one before.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 import traceback
@@ -24,6 +24,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
+from cluster import checkpoints
 from cluster.progress import Board, watched
 from prunnet import data, probe, resume
 from prunnet.config import Recipe
@@ -34,6 +35,8 @@ from prunnet.results import write_part
 from prunnet.training import Trainer
 
 POST_EVERY_SECONDS = 0.5
+_MENDED = 3
+"""How often a training goes on from an older checkpoint in one call; a disk that spoils more is of no use."""
 FINAL = (PrunnetError, ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError)
 """What a second try would only repeat: the user's mistakes and ours. A lost process or peer is neither."""
 
@@ -65,11 +68,28 @@ def train(
         callbacks: Ray Train's, which are told of every report.
 
     Raises:
-        ConfigError: what a worker says of the recipe. CheckpointError: damaged files of an earlier run.
+        ConfigError: what a worker says of the recipe. CheckpointError: no checkpoint of an earlier run is intact.
         RuntimeError: workers failed more often than `cluster.max_failures`.
     """
     name = f"train-{recipe.training_hash()[:12]}"
-    check_snapshot(folder / name)
+    notes = checkpoints.mend(folder / name, recipe.training_hash())
+    for again in range(_MENDED, -1, -1):
+        for note in notes:
+            console.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        try:
+            checkpoint = _fit(recipe, folder, name, console, watch, callbacks)
+            with checkpoint.as_directory() as final:
+                return resume.export(final, recipe, model_path)
+        except CheckpointError:
+            notes = checkpoints.mend(folder / name, recipe.training_hash())  # damaged since it was looked at, perhaps
+            if not notes or not again:
+                raise
+
+
+def _fit(
+    recipe: Recipe, folder: Path, name: str, console: Console, watch: Watch | None, callbacks: Sequence[Any]
+) -> Checkpoint:
+    """One run of Ray Train, from the last registered checkpoint to the end; returns the final checkpoint."""
     # Beside the driver: on any other node it would die with that node, and every training after it ask a dead board.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
@@ -88,10 +108,12 @@ def train(
             name=name,
             storage_path=str(folder),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            checkpoint_config=CheckpointConfig(num_to_keep=checkpoints.KEPT),
             callbacks=list(callbacks),
         ),
     )
+    # Else Ray Train takes Ctrl-C for itself in the main thread, and ends the process with its own exit code.
+    trainer._register_sigint_handler = lambda controller: None  # type: ignore[method-assign]
     with watched(board, console):
         try:
             result = trainer.fit()
@@ -100,28 +122,17 @@ def train(
             raise RuntimeError(f"training failed: {one_line(error)[:2000]}") from error
     raise_refusal(board)
     assert result.checkpoint is not None
-    with result.checkpoint.as_directory() as checkpoint:
-        resume.export(checkpoint, recipe, model_path)
+    return result.checkpoint
 
 
 def raise_refusal(board: Any) -> None:
     """Raises what a worker posted for somebody to mend, if anything."""
     said = ray.get(board.state.remote())
     if "refusal" in said:
-        raise ConfigError(said["refusal"]) if said["user"] else RuntimeError(said["refusal"])
-
-
-def check_snapshot(run: Path) -> None:
-    """CheckpointError where Ray Train's list of checkpoints is torn, as a full disk leaves it."""
-    snapshot = run / "checkpoint_manager_snapshot.json"
-    if not snapshot.exists():
-        return
-    try:
-        json.loads(snapshot.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError):
-        raise CheckpointError(
-            f"{str(snapshot)!r} is torn; remove that file to train from the start (--fresh does so for the whole run)"
-        ) from None
+        kind: type[Exception] = RuntimeError
+        if said["user"]:
+            kind = CheckpointError if said["checkpoint"] else ConfigError
+        raise kind(said["refusal"])
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -137,7 +148,8 @@ def train_worker(config: dict[str, Any]) -> None:
         _train(Recipe.model_validate(config["recipe"]), board, config["watch"])
     except FINAL as error:
         told = str(error) if isinstance(error, PrunnetError) else traceback.format_exc()
-        ray.get(board.post.remote(refusal=told, user=isinstance(error, PrunnetError)))
+        user, checkpoint = isinstance(error, PrunnetError), isinstance(error, CheckpointError)
+        ray.get(board.post.remote(refusal=told, user=user, checkpoint=checkpoint))
         raise
 
 

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from prunnet.checkpoint import NETWORK, kind_of, load_network, read_header
 from prunnet.config import Recipe
 from prunnet.data.base import Dataset
 from prunnet.data.transforms import Augmentation, Preprocessing
-from prunnet.errors import CheckpointError, ConfigError
+from prunnet.errors import CheckpointError, ConfigError, DataWarning
 from prunnet.methods import METHODS
 from prunnet.nets import RetrievalNet, sized_options
 from prunnet.training import Trainer
@@ -180,25 +181,38 @@ def train_here(
     device: torch.device | str = "cpu",
     report: Callable[[Trainer], None] | None = None,
 ) -> None:
-    """Trains one stage in this process and saves the network. A checkpoint is kept beside it, an epoch at most is lost;
-    a finished training is not done again.
+    """Trains one stage in this process and saves the network. Two checkpoints are kept beside it: an epoch at most is
+    lost, two where the newer one is damaged (a DataWarning says so). A finished training is not done again.
 
     `report` is called after every epoch.
+
+    Raises CheckpointError where both are damaged.
     """
     if finished(model_path, recipe):
         return
     state = model_path.parent / f".{model_path.stem}-{recipe.training_hash()[:12]}"
     trainer = make_trainer(recipe, dataset, device)
-    if (state / "state.safetensors").exists():
-        resume.restore(state, trainer, recipe)
+    # `state` itself held the only checkpoint once.
+    folders = [folder for folder in (state, state / "0", state / "1") if (folder / "state.safetensors").exists()]
+    whole, damaged = resume.intact(folders, recipe.training_hash())
+    if whole:
+        resume.restore(whole[-1].folder, trainer, recipe)
+        for reason in damaged.values():
+            warnings.warn(f"{reason}; training goes on from step {whole[-1].step}", DataWarning, stacklevel=2)
+    elif damaged:
+        raise CheckpointError(f"{'; '.join(damaged.values())}; remove {str(state)!r} to train from the start")
+
+    latest = [found.folder for found in whole]
 
     def after_epoch(trainer: Trainer) -> None:
-        resume.save(state, trainer, recipe, dataset.class_names)
+        folder = state / str(len(trainer.progress.history) % 2)
+        resume.save(folder, trainer, recipe, dataset.class_names)
+        latest.append(folder)
         if report is not None:
             report(trainer)
 
     trainer.run(after_epoch=after_epoch)
-    resume.export(state, recipe, model_path)
+    resume.export(latest[-1], recipe, model_path)
     shutil.rmtree(state, ignore_errors=True)
 
 

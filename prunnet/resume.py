@@ -2,19 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from prunnet.checkpoint import copy_into, load_training, save_network, save_training
+from prunnet.checkpoint import TRAINING, copy_into, load_tensors, load_training, save_network, save_training
 from prunnet.config import Recipe
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError
+from prunnet.storage import place
 from prunnet.training import Trainer, batchnorm_state
 from prunnet.widths import build
+
+
+@dataclass(frozen=True)
+class Intact:
+    """A checkpoint that is whole."""
+
+    folder: Path
+    step: int
+    metrics: dict[str, Any]
+    """Of its last finished epoch, and `step`."""
+
+
+def intact(folders: Iterable[str | Path], training_hash: str) -> tuple[list[Intact], dict[str, str]]:
+    """Reads checkpoints through, to say from which a training can go on.
+
+    Returns:
+        (those that are whole, by step; name of the folder -> what is wrong, in one line, of the others).
+    """
+    whole: list[Intact] = []
+    damaged: dict[str, str] = {}
+    for folder in map(place, folders):
+        try:
+            _, header = load_tensors(folder / "state.safetensors", TRAINING)
+            _check_hash(folder, header, training_hash)
+            history, step = header["history"], int(header["step"])
+            whole.append(Intact(folder, step, {**(history[-1] if history else {}), "step": step}))
+        except CheckpointError as error:
+            damaged[folder.name] = f"checkpoint {folder.name} is damaged: {error}"
+        except (KeyError, TypeError, ValueError, IndexError):
+            damaged[folder.name] = f"checkpoint {folder.name} is damaged: its header is not one of a training"
+    return sorted(whole, key=lambda found: found.step), damaged
+
+
+def _check_hash(folder: str | Path, header: dict[str, Any], training_hash: str) -> None:
+    if header["training_hash"] != training_hash:
+        raise CheckpointError(
+            f"checkpoint {str(folder)!r} belongs to configuration {header['training_hash'][:12]}, "
+            f"not to {training_hash[:12]}"
+        )
 
 
 def save(folder: str | Path, trainer: Trainer, recipe: Recipe, class_names: Sequence[str]) -> None:
@@ -34,11 +75,7 @@ def restore(folder: str | Path, trainer: Trainer, recipe: Recipe) -> None:
     Raises CheckpointError for another configuration's.
     """
     tensors, header = load_training(folder)
-    if header["training_hash"] != recipe.training_hash():
-        raise CheckpointError(
-            f"checkpoint {str(folder)!r} belongs to configuration {header['training_hash'][:12]}, "
-            f"not to {recipe.training_hash()[:12]}"
-        )
+    _check_hash(folder, header, recipe.training_hash())
     state = trainer.net.state_dict()
     for name, tensor in state.items():
         copy_into(tensor, tensors[f"net.{name}"])

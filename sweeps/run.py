@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from cluster.ending import Stopped, end, family, stoppable
 from cluster.session import in_submitted_job
 from prunnet.atomic import write_text
 from prunnet.config import Recipe
@@ -83,9 +84,21 @@ class Manifest(BaseModel):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends a command with exit code 2 and one line, where what it is given or runs on cannot serve: see
-    `prunnet.errors.from_outside`. All commands run inside."""
+    """Ends a command with one line: exit code 2 where what it is given or runs on cannot serve (see
+    `prunnet.errors.from_outside`), 130 after Ctrl-C, 143 after SIGTERM. All commands run inside."""
     any_encoding()
+    with stoppable():
+        try:
+            with _without_traceback():
+                yield
+        except Stopped as stopped:
+            end({*stopped.family, *family()}, patience=1)
+            Console(stderr=True).print(str(stopped), style="yellow")
+            sys.exit(stopped.code)
+
+
+@contextmanager
+def _without_traceback() -> Iterator[None]:
     try:
         try:
             yield

@@ -1,0 +1,134 @@
+"""How a driver ends before its work is done: on a signal, or because Ray's own processes died. Always with one line,
+the documented exit code, within ten seconds, and with no process of its own left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import psutil
+from rich.console import Console
+
+GRACE_SECONDS = 7.0
+"""How long a stopped driver may take to close its session before it is ended the hard way."""
+AGAIN = "run the same command again to go on"
+_NAMES = {signal.SIGINT: "Ctrl-C (SIGINT)", signal.SIGTERM: "SIGTERM"}
+_LOOK_EVERY_SECONDS = 0.1
+_LOST_SECONDS = 50.0
+"""How long a head may be silent. A head that starts again (Redis) is waited for; after 60 s Ray ends its drivers."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked this process to end."""
+
+    def __init__(self, signum: int, family: Sequence[psutil.Process]) -> None:
+        super().__init__(f"stopped by {_NAMES[signal.Signals(signum)]}; {AGAIN}")
+        self.code = 128 + signum
+        self.family = family
+        """Processes below this one when the signal came: those whose parents end first are nobody's children."""
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGINT and SIGTERM raise `Stopped` in the block. Where that is not heard (in C code, in a destructor, which
+    swallows it), the process ends after GRACE_SECONDS, or at the second signal, all the same."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    stopped: list[Stopped] = []
+
+    def stop(signum: int, frame: object) -> None:
+        if stopped:
+            leave(stopped[0].code, str(stopped[0]), stopped[0].family)
+        stopped.append(Stopped(signum, family()))
+        threading.Thread(target=_after_grace, args=(stopped[0],), daemon=True).start()
+        raise stopped[0]
+
+    before = {each: signal.getsignal(each) for each in _NAMES}
+    for each, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as nohup and a shell's `&` ask for
+            signal.signal(each, stop)
+    try:
+        yield
+    finally:
+        if not stopped:  # else a second signal, while the interpreter ends, still ends it at once
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+
+def _after_grace(stopped: Stopped) -> None:
+    time.sleep(GRACE_SECONDS)
+    leave(stopped.code, str(stopped), stopped.family)
+
+
+def family() -> list[psutil.Process]:
+    """All processes below this one."""
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process().children(recursive=True)
+    return []
+
+
+def end(processes: Iterable[psutil.Process], patience: float = 0.0) -> None:
+    """Kills those of some processes that do not end by themselves."""
+    _, alive = psutil.wait_procs([*processes], timeout=patience)
+    for process in alive:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(alive, timeout=2)
+
+
+def leave(code: int, line: str, processes: Iterable[psutil.Process] = ()) -> None:
+    """Ends this process at once, from any thread, with a line for the user and all processes below it."""
+    known = {*processes, *family()}
+    console = Console(stderr=True, soft_wrap=True)
+    with contextlib.suppress(OSError, ValueError):
+        console.show_cursor()
+        console.print(f"error: {line}", style="red", markup=False)
+        sys.stdout.flush()
+    end(known)
+    os._exit(code)
+
+
+@contextmanager
+def depending_on(cluster: str, processes: Sequence[psutil.Process], answers: Callable[[], bool]) -> Iterator[None]:
+    """Ends this process, with exit code 2, when Ray's own processes are lost. Ray itself would wait for a minute and
+    then end its driver in C++, with exit code 1 and a screen of its log.
+
+    Args:
+        cluster: for the message.
+        processes: of this machine, without which nothing goes on.
+        answers: whether the cluster's head does.
+    """
+    over = threading.Event()
+    known = family()
+
+    def watch() -> None:
+        heard = time.monotonic()
+        while not over.wait(_LOOK_EVERY_SECONDS):
+            dead = [name for name, process in names.items() if _dead(process)]
+            if time.monotonic() - heard > _LOST_SECONDS / 10 and answers():
+                heard = time.monotonic()
+            silent = time.monotonic() - heard > _LOST_SECONDS
+            if (dead or silent) and not over.is_set():
+                lost = f"Ray's {dead[0]} process died" if dead else "its head does not answer"
+                leave(2, f"{cluster} is lost ({lost}); {AGAIN}", known)
+
+    names = {process.name(): process for process in processes}
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _dead(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return True
