@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.trial import TrialState
+from cmaes import CMA
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
 
 from cluster.evaluation import Subject
 from cluster.pool import Pool
@@ -18,8 +20,7 @@ from prunnet.layerwise import Budget, Keep
 
 SAMPLERS = ("cmaes", "tpe", "random")
 REACH = 1.0
-"""Logarithms of the ratios lie in ±REACH around the start. CMA-ES begins in the middle with a sixth of the range as its
-step: a third, so that a look differs from the best guess by a third a layer. Steps that are much larger see only
+"""Logarithms of the ratios lie in ±REACH around the start. CMA-ES begins with a step of a third, so that a look differs from the best guess by a third a layer. Steps that are much larger see only
 ruins, since a cut far from all that was trained is worth little."""
 
 
@@ -37,14 +38,61 @@ def group(place: int) -> str:
 
 
 def sampler(name: str, seed: int, groups: int) -> optuna.samplers.BaseSampler:
-    """Optuna's, by name. CMA-ES starts from the middle: the best guess."""
+    """Optuna's, or CMA-ES, by name."""
     if name not in SAMPLERS:
         raise ConfigError(unknown("sampler", name, SAMPLERS))
     if name == "cmaes":
-        return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=1)
+        return CmaEs(seed, groups)
     if name == "tpe":
         return optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=seed, n_startup_trials=2 * groups)
     return optuna.samplers.RandomSampler(seed=seed)
+
+
+class CmaEs(optuna.samplers.BaseSampler):
+    """CMA-ES that starts from the middle, the best guess, with a sixth of the range as its step.
+
+    Its state is made anew from the finished trials of each generation. Optuna's own CMA-ES sampler keeps a pickle of
+    its state in the study and unpickles it when a search is resumed: whoever can write the journal could run code.
+    """
+
+    GENERATION = "cma:generation"
+    """Attribute of a trial, as Optuna's sampler names it."""
+
+    def __init__(self, seed: int, groups: int) -> None:
+        self._seed, self._names = seed, [group(place) for place in range(groups)]
+        self._independent = optuna.samplers.RandomSampler(seed=seed)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {name: FloatDistribution(-REACH, REACH) for name in self._names}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        if "fixed_params" in trial.system_attrs:  # enqueued: not drawn from any generation
+            return {}
+        optimiser = self._replayed(study)
+        optimiser.reseed_rng(int(np.random.SeedSequence([self._seed, trial.number]).generate_state(1)[0]))
+        study._storage.set_trial_system_attr(trial._trial_id, self.GENERATION, optimiser.generation)
+        return dict(zip(self._names, optimiser.ask().tolist(), strict=True))
+
+    def _replayed(self, study: optuna.Study) -> CMA:
+        """The optimiser after all generations that are complete; `study` is maximised."""
+        size = len(self._names)
+        bounds = np.tile([-REACH, REACH], (size, 1))
+        optimiser = CMA(np.zeros(size), 2 * REACH / 6, bounds, n_max_resampling=10 * size, seed=self._seed)
+        ended: dict[int, list[FrozenTrial]] = {}
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            if self.GENERATION in trial.system_attrs and set(trial.params) == set(self._names):
+                ended.setdefault(trial.system_attrs[self.GENERATION], []).append(trial)
+        while len(told := ended.get(optimiser.generation, [])) >= optimiser.population_size:
+            asked = told[: optimiser.population_size]
+            optimiser.tell([(np.array([t.params[n] for n in self._names]), -float(t.values[0])) for t in asked])
+        return optimiser
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._independent.sample_independent(study, trial, param_name, param_distribution)
 
 
 def look(

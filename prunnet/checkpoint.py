@@ -1,8 +1,10 @@
-"""How networks and runs are saved: safetensors with a JSON header. No pickle is ever read."""
+"""How networks and runs are saved: safetensors with a JSON header, and a hash of both (`prunnet.seal`). No pickle is
+ever read."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prunnet import hashing
+from prunnet import hashing, seal
 from prunnet.atomic import put_in_place
 from prunnet.data.transforms import Preprocessing
-from prunnet.errors import CheckpointError, one_line
+from prunnet.errors import CheckpointError, PrunnetError, one_line
 from prunnet.nets import RetrievalNet
 from prunnet.storage import local, place
 from prunnet.widths import build
@@ -29,25 +31,18 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], kind: str, header
     """Writes tensors and header under a temporary name, syncs, renames: a reader sees all of it or nothing."""
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     with put_in_place(place(path)) as temporary:
-        save_file(plain, temporary, metadata={"prunnet": hashing.canonical_json({"kind": kind, **header})})
+        save_file(plain, temporary, metadata=seal.tensors_metadata({"kind": kind, **header}))
+        seal.close_tensors(temporary)
 
 
 def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, header) of a file of this kind; CheckpointError, in one line, for anything else."""
-    if not place(path).is_file():
-        raise CheckpointError(f"checkpoint {str(path)!r} is not a file")
-    try:
-        with safe_open(str(local(path)), framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("prunnet", "{}"))
-            if not isinstance(header, dict) or header.get("kind") != kind:
-                found = header.get("kind") if isinstance(header, dict) else None
-                raise CheckpointError(f"{str(path)!r} is not a {kind} file (it says {found!r})")
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"{str(path)!r} is not a whole safetensors file ({reason}); wanted a {kind} file"
-        ) from None
+    """(tensors, header) of a file of this kind; CheckpointError, in one line, for anything else: a file that is torn,
+    damaged, foreign or of another kind. A file of before there were seals has no hash to be held against."""
+    with _opened(path, "pt", f"; wanted a {kind} file") as file:
+        header = seal.tensors_header(Path(local(path)), file.metadata())
+        if header.get("kind") != kind:
+            raise CheckpointError(f"{str(path)!r} is not a {kind} file (it says {header.get('kind')!r})")
+        return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
 
 
 def kind_of(path: str | Path) -> str:
@@ -57,16 +52,26 @@ def kind_of(path: str | Path) -> str:
 
 def read_header(path: str | Path) -> dict[str, Any]:
     """The header of any file of ours, without its tensors."""
+    with _opened(path, "np") as file:
+        header = seal.tensors_header(Path(local(path)), file.metadata(), header_only=True)
+    if "kind" not in header:
+        raise CheckpointError(f"{str(path)!r} is not a file of prunnet's")
+    return header
+
+
+@contextmanager
+def _opened(path: str | Path, framework: str, wanted: str = "") -> Iterator[Any]:
+    """An open safetensors file; whatever it or the block says of its content is a CheckpointError of one line."""
     if not place(path).is_file():
         raise CheckpointError(f"checkpoint {str(path)!r} is not a file")
     try:
-        with safe_open(str(local(path)), framework="np") as file:
-            header = json.loads((file.metadata() or {}).get("prunnet", "{}"))
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise CheckpointError(f"{str(path)!r} is not a whole safetensors file ({one_line(error)})") from None
-    if not isinstance(header, dict) or "kind" not in header:
-        raise CheckpointError(f"{str(path)!r} is not a file of prunnet's")
-    return header
+        with safe_open(str(local(path)), framework=framework) as file:
+            yield file
+    except CheckpointError:
+        raise
+    except (SafetensorError, ValueError, TypeError, AttributeError, OSError, RuntimeError, MemoryError) as error:
+        reason = f"{one_line(error)[:200]}{wanted}"
+        raise CheckpointError(f"{str(path)!r} is not a whole safetensors file ({reason})") from None
 
 
 def network_sha(net: RetrievalNet) -> str:
@@ -93,7 +98,12 @@ def described_net(path: str | Path, header: dict[str, Any]) -> RetrievalNet:
         raise CheckpointError(
             f"{str(path)!r}: its header describes no network (wanted: {', '.join(sorted(SPEC_KEYS))})"
         )
-    return build(spec)
+    try:
+        return build(spec)
+    except PrunnetError:
+        raise
+    except Exception as error:  # whatever torch and timm say to numbers and options that no network has
+        raise CheckpointError(f"{str(path)!r}: its header describes no network ({one_line(error)[:200]})") from None
 
 
 def load_network(path: str | Path) -> tuple[RetrievalNet, dict[str, Any]]:
@@ -106,7 +116,7 @@ def load_network(path: str | Path) -> tuple[RetrievalNet, dict[str, Any]]:
         raise CheckpointError(
             f"{str(path)!r} does not fit its own header: {' '.join(str(error).split())[:200]}"
         ) from None
-    if network_sha(net) != header["weights_sha"]:
+    if network_sha(net) != header.get("weights_sha"):
         raise CheckpointError(f"{str(path)!r}: the weights do not have the hash that the header names")
     return net, header
 

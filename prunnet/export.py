@@ -2,11 +2,11 @@
 
     edge.safetensors   kept weights and a bit mask: small on disk, opened with prunnet, fp32, fp16 or int8 weights
     edge.onnx          the compact network for onnxruntime, any batch size, fp32, fp16 or int8
-    edge.pt2           the compact network as a torch.export program, fp32 or fp16
+    edge.pt2           the compact network as a torch.export program, fp32 or fp16; opened only from a trusted maker
 
-Each carries its identity (weights, capacity, mask, calibration, preprocessing, embedding size) and a hash of its own
-content, so that a flipped bit is refused like a foreign file. Embeddings are stamped with the identity, and galleries
-of another space are refused (`prunnet.embeddings`).
+Each carries its identity (weights, capacity, mask, calibration, preprocessing, embedding size) and a hash of the whole
+file (`prunnet.seal`), so that a flipped bit is refused like a foreign file. Embeddings are stamped with the identity,
+and galleries of another space are refused (`prunnet.embeddings`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import logging
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunnet import hashing
+from prunnet import hashing, seal
 from prunnet.atomic import put_in_place
 from prunnet.checkpoint import described_net, load_tensors, save_tensors
 from prunnet.compact import PlainNet
 from prunnet.data.transforms import Preprocessing
-from prunnet.errors import CheckpointError, ConfigError, one_line
+from prunnet.errors import CheckpointError, ConfigError, PrunnetError, one_line
 from prunnet.granularity import UNITS
 from prunnet.storage import local, place
 from prunnet.subnetworks import Subnetwork
@@ -113,15 +113,33 @@ class Exported:
             return self.run(images.float())
 
 
-def open_export(path: str | Path) -> Exported:
+def open_export(path: str | Path, *, trust_code: bool = False) -> Exported:
     """What `export` wrote; CheckpointError, by name and in one line, for a file that is truncated, damaged or
-    foreign."""
+    foreign.
+
+    Args:
+        trust_code: open a .pt2 file, too. torch.export.load unpickles and evaluates what is in it, before anything of
+            it can be checked: whoever made the file runs what they like with the rights of this process.
+    """
     path = Path(local(path))
     if not path.is_file():
         raise CheckpointError(f"{str(path)!r} is not a file")
-    if path.suffix not in _READERS:
+    suffix = path.suffix.lower()
+    if suffix not in _READERS:
         raise CheckpointError(f"{str(path)!r} is no export; valid: {', '.join(_READERS)}")
-    return _READERS[path.suffix](path)
+    if suffix == ".pt2" and not trust_code:
+        raise CheckpointError(
+            f"{str(path)!r} is not opened: loading a .pt2 program can run any code that its maker put into it; use an "
+            "export as .onnx or .safetensors, or, if you trust the maker, --trust-code (trust_code=True)"
+        )
+    try:
+        opened = _READERS[suffix](path)
+        _ = opened.preprocessing, opened.embedding_dim
+    except PrunnetError:
+        raise
+    except Exception as error:  # whatever a library says to a file that was made by somebody else
+        raise CheckpointError(f"{str(path)!r} is not an export of prunnet's ({one_line(error)[:200]})") from None
+    return opened
 
 
 # --- .safetensors ---------------------------------------------------------------------------------------------
@@ -140,8 +158,7 @@ def _write_sparse(cut: Subnetwork, path: Path, said: dict[str, Any]) -> None:
         else:
             half = said["precision"] == "fp16" and tensor.is_floating_point()
             tensors[name] = tensor.half() if half else tensor
-    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    save_tensors(path, plain, SPARSE, {"net": cut.net.spec, "identity": said, "content": _content(plain)})
+    save_tensors(path, tensors, SPARSE, {"net": cut.net.spec, "identity": said})
 
 
 def _stored(name: str, kept: Tensor, whole: Tensor, mask: Tensor, precision: str) -> dict[str, Tensor]:
@@ -162,7 +179,8 @@ def _read_sparse(path: Path) -> Exported:
 def load_sparse(path: str | Path) -> tuple[Subnetwork, dict[str, Any]]:
     """(subnetwork, identity) of an exported .safetensors; CheckpointError for any other file."""
     tensors, header = load_tensors(path, SPARSE)
-    if header.get("content") != _content(tensors):
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    if "content" in header and header["content"] != hashing.of_arrays(arrays):  # a file of before there were seals
         raise CheckpointError(f"{str(path)!r} is damaged: its tensors do not have the hash that the header names")
     net, said = described_net(path, header), header["identity"]
     state: dict[str, Tensor] = {}
@@ -188,10 +206,6 @@ def _dense(tensors: Mapping[str, Tensor], layer: str, mask: Tensor) -> Tensor:
         owner = torch.arange(len(mask)).view(-1, *[1] * (mask.dim() - 1)).expand_as(mask)[mask]
         kept = kept.float() * tensors[f"{layer}.kept.scale"][owner]
     return torch.zeros(mask.shape).masked_scatter(mask, kept.float())
-
-
-def _content(tensors: Mapping[str, Tensor]) -> str:
-    return hashing.of_arrays({name: tensor.numpy() for name, tensor in tensors.items()})
 
 
 # --- .onnx ----------------------------------------------------------------------------------------------------
@@ -236,9 +250,9 @@ def _write_onnx(cut: Subnetwork, path: Path, said: dict[str, Any]) -> None:
         model = onnx.load(str(temporary))
         if said["precision"] == "int8":
             model = _quantised(model)
-        stamp = {_KEY: hashing.canonical_json({**said, "content": _onnx_content(model)})}
-        onnx.helper.set_model_props(model, stamp)
+        onnx.helper.set_model_props(model, {_KEY: hashing.canonical_json({**said, "seal": seal.BLANK})})
         onnx.save(model, str(temporary))
+        seal.close(temporary)
 
 
 def _quantised(model: Any) -> Any:
@@ -254,20 +268,33 @@ def _quantised(model: Any) -> Any:
 
 def _read_onnx(path: Path) -> Exported:
     onnx, runtime = _onnx("onnx"), _onnx("onnxruntime")
+    content = path.read_bytes()
     try:
-        model = onnx.load(str(path))
+        model = onnx.load_model_from_string(content)  # not from the path: no other file is read
         stamped = {entry.key: entry.value for entry in model.metadata_props}.get(_KEY)
     except Exception as error:  # protobuf's own kinds of errors
         raise CheckpointError(f"{str(path)!r} is not a whole ONNX file ({one_line(error)[:80]})") from None
-    said = _checked(path, stamped, lambda: _onnx_content(model))
+    said = _checked(path, stamped, seal.whole(content), lambda: _onnx_content(model))
+    external = onnx.TensorProto.EXTERNAL
+    if any(isinstance(m, onnx.TensorProto) and m.data_location == external for m in _messages(model)):
+        raise CheckpointError(f"{str(path)!r} keeps weights in other files, which no export of prunnet's does")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return Exported(said, lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]))
 
 
+def _messages(message: Any) -> Iterator[Any]:
+    """A protobuf message and all that are in it."""
+    yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in value if isinstance(value, Sequence) else (value,):
+                yield from _messages(part)
+
+
 def _onnx_content(model: Any) -> str:
-    """Hash of graph and weights, without what is stamped on them."""
+    """Hash of graph and weights, without what is stamped on them: in files of before there were seals."""
     bare = type(model)()
     bare.CopyFrom(model)
     del bare.metadata_props[:]
@@ -289,15 +316,21 @@ def _write_program(cut: Subnetwork, path: Path, said: dict[str, Any]) -> None:
     batch = {"images": {0: torch.export.Dim("batch")}}
     with put_in_place(path) as temporary, quiet():
         program = torch.export.export(net, (images,), dynamic_shapes=batch)
-        stamp = hashing.canonical_json({**said, "content": _program_content(program)})
         with temporary.open("wb") as file:
-            torch.export.save(program, file, extra_files={_JSON: stamp})
+            torch.export.save(program, file, extra_files={_JSON: hashing.canonical_json(said)})
+        with zipfile.ZipFile(temporary, "a") as archive:
+            archive.comment = seal.BLANK.encode()
+        seal.close(temporary)
 
 
 def _read_program(path: Path) -> Exported:
+    """Of a file whose maker is trusted. Damage is looked for before anything of the file is run."""
     extra = {_JSON: ""}
+    whole = seal.whole(path.read_bytes())
+    if whole is False:
+        raise CheckpointError(f"{str(path)!r} is damaged: its bytes do not have the hash that it carries")
     try:
-        with zipfile.ZipFile(path) as archive:  # before anything of it is run: is it one of ours, and whole?
+        with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
             if bad is not None:
                 raise CheckpointError(f"{str(path)!r} is damaged: {bad} does not have the checksum beside it")
@@ -309,11 +342,12 @@ def _read_program(path: Path) -> Exported:
         raise
     except Exception as error:  # zip, JSON and torch's own kinds of errors
         raise CheckpointError(f"{str(path)!r} is not a whole torch.export file ({one_line(error)[:80]})") from None
-    said = _checked(path, extra[_JSON], lambda: _program_content(program))
+    said = _checked(path, extra[_JSON], whole, lambda: _program_content(program))
     return Exported(said, program.module())
 
 
 def _program_content(program: Any) -> str:
+    """Hash of the weights: in files of before there were seals."""
     arrays = {name: tensor.detach().numpy() for name, tensor in program.state_dict.items()}
     return hashing.of_arrays(arrays)
 
@@ -321,17 +355,24 @@ def _program_content(program: Any) -> str:
 # --- all --------------------------------------------------------------------------------------------------------
 
 
-def _checked(path: Path, stamped: str | None, content: Callable[[], str]) -> dict[str, Any]:
-    """The identity that a file carries, after its content was compared with the hash in it."""
+def _checked(path: Path, stamped: str | None, whole: bool | None, content: Callable[[], str]) -> dict[str, Any]:
+    """The identity that a file carries.
+
+    Args:
+        whole: what `seal.whole` says of the file.
+        content: hash of what it holds, which a file of before there were seals names in its identity.
+    """
     if not stamped:
         raise CheckpointError(f"{str(path)!r} is not an export of prunnet's: it carries no identity")
     try:
         said = json.loads(stamped)
-        wanted = said.pop("content")
-    except (ValueError, KeyError, AttributeError):
+        said.pop("seal", None)
+        if whole is None:
+            whole = said.pop("content") == content()
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{str(path)!r} is damaged: its identity cannot be read") from None
-    if content() != wanted:
-        raise CheckpointError(f"{str(path)!r} is damaged: its content does not have the hash in its identity")
+    if not whole:
+        raise CheckpointError(f"{str(path)!r} is damaged: its content does not have the hash that it carries")
     return said
 
 

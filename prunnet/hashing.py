@@ -13,6 +13,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from prunnet.errors import CheckpointError
+from prunnet.seal import tensors_header
 from prunnet.storage import local
 
 METHOD_VERSION = 1
@@ -48,14 +49,15 @@ def of_bytes(data: bytes) -> str:
 def weights_sha_of(path: str | Path) -> str:
     """What identifies the network of a saved file: the weights' hash in its header, for a subnetwork with mask and
     calibration. CheckpointError where there is none."""
+    file = Path(local(path))
     try:
-        with safe_open(str(local(path)), framework="np") as file:
-            header = json.loads((file.metadata() or {})["prunnet"])
+        with safe_open(str(file), framework="np") as opened:
+            header = tensors_header(file, opened.metadata(), header_only=True)
         parts = [header[key] for key in ("weights_sha", "mask_sha", "calibration") if key in header]
-        return str(parts[0]) if len(parts) == 1 else of_json(parts)
+        return str(parts[0]) if len(parts) == 1 else of_json([parts[0], *parts[1:]])
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {str(path)!r} is not a file") from None
-    except (SafetensorError, OSError, KeyError, ValueError):
+    except (SafetensorError, OSError, IndexError, AttributeError, TypeError, ValueError):
         raise CheckpointError(f"{str(path)!r} is not a whole network file (model.safetensors of a run)") from None
 
 

@@ -2,7 +2,7 @@
 
 prunnet export runs/demo --capacity 0.4 --to edge.safetensors      (or edge.onnx, edge.pt2; --precision fp16, int8)
 prunnet export runs/demo --progressive 0.2,0.4,0.6,0.8,1.0 --to all.prunnet
-prunnet embed edge.onnx images/ --out emb/
+prunnet embed edge.onnx images/ --out emb/                        (edge.pt2: only with --trust-code)
 prunnet query emb_q emb_g --top 10 --csv answers.csv --sheet answers.png
 """
 
@@ -95,7 +95,7 @@ def export(
     write(cut, to, source.identity(cut, precision))
     console.print(f"{to}: capacity {capacity:g}, {precision}, {to.stat().st_size:,} bytes")
     if measure or (measure is None and precision != "fp32"):
-        _measure(source, cut, open_export(to), console)
+        _measure(source, cut, open_export(to, trust_code=True), console)  # our own, of this moment
 
 
 def _export_progressive(source: Source, to: Path, said: str, precision: str, console: Console) -> None:
@@ -137,10 +137,13 @@ def embed(
     capacity: Annotated[float | None, typer.Option(help="Of a progressive file; its largest if not said.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
     skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="Leave them out, by name.")] = False,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Open a .pt2, which can run any code that its maker put into it.")
+    ] = False,
 ) -> None:
     console = Console()
     check_output(out / FILE, "--out")
-    embedder, said = _opened(model, capacity)
+    embedder, said = _opened(model, capacity, trust_code)
     preprocessing = Preprocessing.from_json(said["preprocessing"])
     made, left_out = embed_folder(
         embedder, images, preprocessing, said, batch_size=batch_size, skip_unreadable=skip_unreadable
@@ -151,7 +154,7 @@ def embed(
     console.print(f"{path}: {len(made.names)} embeddings of length {made.embeddings.shape[1]}")
 
 
-def _opened(model: Path, capacity: float | None) -> tuple[Embedder, dict[str, Any]]:
+def _opened(model: Path, capacity: float | None, trust_code: bool) -> tuple[Embedder, dict[str, Any]]:
     """Whatever can embed, and its identity."""
     start = local(model).open("rb").read(len(MAGIC)) if model.is_file() else b""
     if start == MAGIC:
@@ -163,7 +166,7 @@ def _opened(model: Path, capacity: float | None) -> tuple[Embedder, dict[str, An
         return cut, {**header["identity"], **own}
     if capacity is not None:
         raise ConfigError(f"--capacity is for progressive files; {str(model)!r} is not one")
-    exported = open_export(model)
+    exported = open_export(model, trust_code=trust_code)
     return exported, exported.identity
 
 

@@ -220,7 +220,7 @@ def test_exports_round_trip(name: str, granularity: str, suffix: str, tmp_path: 
     cut = subnetwork(by_channel(name) if granularity == "channel" else shared(name), 0.4).calibrate([images(64)])
     preprocessing = Preprocessing(SIDE, SIDE, 3, False, (0.5,) * 3, (0.5,) * 3)
     export(cut, tmp_path / f"edge{suffix}", identity(cut, preprocessing))
-    opened = open_export(tmp_path / f"edge{suffix}")
+    opened = open_export(tmp_path / f"edge{suffix}", trust_code=True)
     letters = data.load(DataConfig(classes=4, images_per_class=2, image_size=SIDE)).train.read(np.arange(5))
     real = preprocessing.normalise(torch.from_numpy(letters))
     for batch in (images(1), images(3), real):

@@ -48,7 +48,7 @@ def net(request: pytest.FixtureRequest) -> RetrievalNet:
 
 def sent(cut: Subnetwork, path: Path, precision: str = "fp32") -> Exported:
     export(cut, path, identity(cut, PREPROCESSING, None, precision))
-    return open_export(path)
+    return open_export(path, trust_code=True)
 
 
 # --- one subnetwork ---------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_a_truncated_file_is_refused_by_name(suffix: str, tmp_path: Path) -> Non
     for length in (0, 10, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
         with pytest.raises(CheckpointError, match=path.name) as caught:
-            open_export(path)
+            open_export(path, trust_code=True)
         assert "\n" not in str(caught.value)
 
 
@@ -142,7 +142,7 @@ def test_a_flipped_bit_is_refused_by_name(suffix: str, tmp_path: Path) -> None:
         damaged[place] ^= 1 << 6
         path.write_bytes(damaged)
         with pytest.raises(CheckpointError, match=path.name):
-            open_export(path)
+            open_export(path, trust_code=True)
 
 
 def test_foreign_files_and_unknown_names_are_refused_by_name(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_foreign_files_and_unknown_names_are_refused_by_name(tmp_path: Path) -> 
     torch.export.save(program, tmp_path / "other.pt2")
     for name in ("other.safetensors", "other.onnx", "other.pt2"):
         with pytest.raises(CheckpointError, match=name):
-            open_export(tmp_path / name)
+            open_export(tmp_path / name, trust_code=True)
     with pytest.raises(CheckpointError, match="'nothing.onnx' is not a file"):
         open_export("nothing.onnx")
     cut = subnetwork(tiny_net(), 0.4)
@@ -348,7 +348,8 @@ def test_export_embed_and_query_from_the_command_line(run: Path, name: str, tmp_
     said = ask("export", run, "--capacity", 0.4, "--to", tmp_path / name)
     assert f"{(tmp_path / name).stat().st_size:,} bytes" in said
     ask("export", run, "--capacity", 1.0, "--to", tmp_path / "server.safetensors")
-    ask("embed", tmp_path / name, run / "images", "--out", tmp_path / "q")
+    trust = ["--trust-code"] if name.endswith(".pt2") else []
+    ask("embed", tmp_path / name, run / "images", "--out", tmp_path / "q", *trust)
     ask("embed", tmp_path / "server.safetensors", run / "images", "--out", tmp_path / "g")
     ask("query", tmp_path / "q", tmp_path / "g", "--top", 4, "--csv", tmp_path / "a.csv", "--sheet", tmp_path / "a.png")
     rows = list(csv.DictReader((tmp_path / "a.csv").open()))
