@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from prunnet.errors import ConfigError, unknown
 from prunnet.hashing import METHOD_VERSION, of_file, of_json, weights_sha_of
-from prunnet.methods import METHODS, settle
+from prunnet.methods import METHODS, revisions, settle
 
 
 def check_capacity(value: float) -> float:
@@ -181,6 +181,8 @@ class TrainConfig(Section):
     weighting: Literal["mean", "cosine", "mgda", "uncertainty"] | None = None
     exponent: Annotated[float, Field(ge=0)] = 0.5
     """cosine only."""
+    evidential: Literal["exp", "softplus", "none"] | None = None
+    """sfsc only: what makes evidence of a logit; none: cross-entropy. Softplus hardly learns where classes are many."""
     priorities: Literal["uncertainty", "equal"] | None = None
     """sfsc only: how much each width's gradient counts."""
     reduction: Literal["sum", "mean"] | None = None
@@ -316,7 +318,8 @@ class Recipe(Section):
 
     def training_hash(self) -> str:
         """Hash of everything that determines the trained weights (workers included: they shape the sums)."""
-        return of_json([METHOD_VERSION, self.trained_part(), self.cluster.workers])
+        part = self.trained_part()
+        return of_json([METHOD_VERSION, part, self.cluster.workers, *revisions(part["train"])])
 
     def trained_part(self) -> dict[str, Any]:
         """Sections `data`, `model`, `train` as JSON values, without the keys that do not touch the weights."""
@@ -338,7 +341,7 @@ class Recipe(Section):
         return parts
 
 
-ADDED_KEYS: dict[str, tuple[str, ...]] = {"data": (), "model": (), "train": ("accumulate", "granularity")}
+ADDED_KEYS: dict[str, tuple[str, ...]] = {"data": (), "model": (), "train": ("accumulate", "granularity", "evidential")}
 """Keys that came after the first trainings were kept. At their default they are left out of the hash, so that those
 trainings still count as the same; a new key that touches the weights is added here."""
 

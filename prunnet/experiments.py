@@ -19,6 +19,7 @@ from prunnet.data.base import Dataset
 from prunnet.evaluation import evaluate_here
 from prunnet.families import Family, Stage, stages, train_here
 from prunnet.hashing import METHOD_VERSION
+from prunnet.methods import revisions
 from prunnet.plan import evaluation_plan, network_arrays, plan_units
 
 
@@ -44,7 +45,8 @@ class Trial:
                     dump[section]["root"] = Path(root).name
             if self.old is not None:
                 dump["train"].pop("old", None)
-        return f"{self.name}/{hashing.of_json([METHOD_VERSION, *dumps])[:10]}"
+        revised = [revision for recipe in parts for revision in revisions(recipe.train.model_dump())]
+        return f"{self.name}/{hashing.of_json([METHOD_VERSION, *dumps, *revised])[:10]}"
 
 
 def run_trial(

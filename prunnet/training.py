@@ -102,14 +102,14 @@ class Trainer:
         return Context(self.reducer, self.dtype, self.train_set, self.preprocessing, old, self.total_steps)
 
     def _snip(self) -> None:
-        """Scores from the dense loss of the run's first batch, averaged over the workers."""
+        """Scores from the dense loss of the run's first batch, every branch heard, averaged over the workers."""
         images, labels = next(self._batches(0, 0))
         layers = prunable.layers(self.net)
         weights = [layer.get_parameter("weight") for layer in layers.values()]
         self.net.train()
-        with prunable.frozen_statistics(self.net):
-            loss = F.cross_entropy(self.net(images), labels)
-        gradients = self.reducer.average(torch.autograd.grad(loss, weights))
+        with prunable.frozen_statistics(self.net), prunable.unit_scales(self.net):
+            own = torch.autograd.grad(F.cross_entropy(self.net(images), labels), weights)
+        gradients = self.reducer.average(own)
         prunable.snip_scores(self.net, dict(zip(layers, gradients, strict=True)))
 
     def learned(self) -> dict[str, nn.Parameter]:
