@@ -138,6 +138,10 @@ class TrainConfig(Section):
     """ndpp, odpp: the image's own prototype is the perturbed one (as released), or all are."""
     neighbours: Positive | None = None
     """ndpp: K; None: classes / 240, at least 5 (100 at the paper's 24,393 classes)."""
+    ndpp_scale: Literal["paper", "released"] = "paper"
+    """ndpp: how far old prototypes are pushed from old and new ones, 0.4 and 0.01; released: 0.16 and 0.004."""
+    bct_unknown: Literal["skip", "synthesise"] = "skip"
+    """bct: of images of classes that the old classifier does not know; synthesise: rows for them, of old embeddings."""
     epochs: Positive = 10
     batch_size: Positive = 64
     """Images a step, over all workers."""
@@ -182,7 +186,7 @@ class TrainConfig(Section):
     exponent: Annotated[float, Field(ge=0)] = 0.5
     """cosine only."""
     evidential: Literal["exp", "softplus", "none"] | None = None
-    """sfsc only: what makes evidence of a logit; none: cross-entropy. Softplus hardly learns where classes are many."""
+    """sfsc only: what makes evidence of a logit; none: cross-entropy."""
     priorities: Literal["uncertainty", "equal"] | None = None
     """sfsc only: how much each width's gradient counts."""
     reduction: Literal["sum", "mean"] | None = None
@@ -341,7 +345,11 @@ class Recipe(Section):
         return parts
 
 
-ADDED_KEYS: dict[str, tuple[str, ...]] = {"data": (), "model": (), "train": ("accumulate", "granularity", "evidential")}
+ADDED_KEYS: dict[str, tuple[str, ...]] = {
+    "data": (),
+    "model": (),
+    "train": ("accumulate", "granularity", "evidential", "ndpp_scale", "bct_unknown"),
+}
 """Keys that came after the first trainings were kept. At their default they are left out of the hash, so that those
 trainings still count as the same; a new key that touches the weights is added here."""
 

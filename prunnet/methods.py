@@ -114,6 +114,8 @@ METHODS: dict[str, Method] = {
         reason="it is kept as it was released",
     ),
 }
+OLD_REVISION = "old network: its own statistics"
+"""Of what is trained to match an old network, and of what searches its gallery; see `revisions`."""
 COMPATIBLE = ("bct", "asymmetric", "regression", "prototypes", "ndpp", "odpp")
 """Methods whose term another method may add, in every pass, by `train.compatible`."""
 
@@ -150,7 +152,10 @@ def settle(train: Mapping[str, Any]) -> dict[str, Any]:
 def revisions(train: Mapping[str, Any]) -> list[str]:
     """What a settled `train` section means otherwise than it once did, for the hashes of what it determines: what was
     trained and tested before a revision does not count as the same."""
-    return ["snip: no branch is silent"] if train.get("score_init") == "snip" else []
+    revised = ["snip: no branch is silent"] if train.get("score_init") == "snip" else []
+    if train.get("compatible") or METHODS[train.get("method", "prunnet")].teacher == "old":
+        revised.append(OLD_REVISION)
+    return revised
 
 
 def _check_teacher(name: str, method: Method, train: Mapping[str, Any]) -> None:

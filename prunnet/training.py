@@ -94,7 +94,6 @@ class Trainer:
                 preprocessing=self.preprocessing,
                 class_names=class_names,
                 embedding_dim=self.net.spec["embedding_dim"],
-                train_set=self.train_set,
                 device=self.device,
             )
         if config.score_init == "snip":
@@ -150,6 +149,8 @@ class Trainer:
         set_learning_rates(self.optimizer, config, step, self.steps_per_epoch)
         self.net.train()
         losses = self.objective.backward(images, labels, step)
+        for name in self.objective.untrained:
+            self.net.get_submodule(name).zero_grad(set_to_none=True)  # a gradient of 0 would be decay
         align_gradients(self.net)
         clip_gradients(self.net, config.clip_norm)
         self.optimizer.step()
