@@ -33,6 +33,16 @@ def marks(name: str = MARK) -> tuple[str, str]:
     return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
+def newest(rows: Iterable[Row]) -> list[Row]:
+    """Without what a name stood for once: of trials of one name and seed, which differ in the hash at the end of their
+    identity, the rows of the one that was tested last."""
+    named = [((str(row["trial_id"]).rpartition("/")[0], row["seed"]), row) for row in rows]
+    last: dict[tuple[str, int], Row] = {}
+    for name, row in named:
+        last[name] = max(last.get(name, row), row, key=lambda row: str(row["created_at"]))
+    return [row for name, row in named if row["trial_id"] == last[name]["trial_id"]]
+
+
 def grouped(rows: Iterable[Row], table: str) -> Trials:
     """The rows of one of the ablation's tables: `methods`, `variants`, `upgrade`."""
     found: Trials = {}
@@ -265,7 +275,7 @@ def write(
     """Put the tables of an ablation between the marks of a page."""
     check_output(path, "PATH")
     read_table = read if table.is_dir() else read_packed
-    rows = sorted(read_table(table).to_pylist(), key=_order)
+    rows = sorted(newest(read_table(table).to_pylist()), key=_order)
     begin, end = marks(mark)
     text = path.read_text(encoding="utf-8") if path.exists() else f"# Results\n\n{begin}\n{end}\n"
     before, found, rest = text.partition(begin)

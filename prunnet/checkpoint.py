@@ -3,8 +3,9 @@ ever read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,20 @@ from prunnet.widths import build
 
 NETWORK = "prunnet-network"
 TRAINING = "prunnet-training"
+CALIBRATED = "calibrated."
+"""Before the names of a network's calibrated statistics."""
 SPEC_KEYS = frozenset(["backbone", "classes", "embedding_dim", "in_chans", "stem", "neck_norm", "options"])
 MORE_SPEC_KEYS = frozenset(["width", "scored", "switch", "granularity", "channel_multiple", "image_size"])
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """BatchNorm buffers of a dense network, re-estimated on its own training images when its training was over: what
+    it embeds with when it is the old one of an upgrade."""
+
+    tensors: Mapping[str, Tensor]
+    calibration: str
+    """Hash of the images."""
 
 
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], kind: str, header: dict[str, Any]) -> None:
@@ -80,15 +93,26 @@ def network_sha(net: RetrievalNet) -> str:
     return hashing.of_json([net.spec, hashing.of_arrays(arrays)])
 
 
-def save_network(path: str | Path, net: RetrievalNet, preprocessing: Preprocessing, **header: Any) -> None:
-    """Saves a trained network: `header` may hold anything that JSON can."""
+def save_network(
+    path: str | Path,
+    net: RetrievalNet,
+    preprocessing: Preprocessing,
+    *,
+    statistics: Statistics | None = None,
+    **header: Any,
+) -> None:
+    """Saves a trained network: `header` may hold anything that JSON can. `statistics`: see `dense_statistics`."""
     described = {
         "net": net.spec,
         "preprocessing": preprocessing.to_json(),
         "weights_sha": network_sha(net),
         **header,
     }
-    save_tensors(path, net.state_dict(), NETWORK, described)
+    tensors = net.state_dict()
+    if statistics is not None:
+        described["calibration"] = statistics.calibration
+        tensors |= {CALIBRATED + name: tensor for name, tensor in statistics.tensors.items()}
+    save_tensors(path, tensors, NETWORK, described)
 
 
 def described_net(path: str | Path, header: dict[str, Any]) -> RetrievalNet:
@@ -108,8 +132,18 @@ def described_net(path: str | Path, header: dict[str, Any]) -> RetrievalNet:
 
 def load_network(path: str | Path) -> tuple[RetrievalNet, dict[str, Any]]:
     """(network, header) of a file that `save_network` wrote; CheckpointError for any other."""
+    net, header, _ = load_calibrated(path)
+    return net, header
+
+
+def load_calibrated(path: str | Path) -> tuple[RetrievalNet, dict[str, Any], Statistics | None]:
+    """As `load_network`, with the statistics; None where a file, as older ones, has none."""
     tensors, header = load_tensors(path, NETWORK)
+    own = {name.removeprefix(CALIBRATED): tensors.pop(name) for name in [*tensors] if name.startswith(CALIBRATED)}
     net = described_net(path, header)
+    state = net.state_dict()
+    if odd := [name for name, t in own.items() if name not in state or state[name].shape != t.shape]:
+        raise CheckpointError(f"{str(path)!r} does not fit its own header: calibrated {odd[:3]}")
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:
@@ -118,7 +152,7 @@ def load_network(path: str | Path) -> tuple[RetrievalNet, dict[str, Any]]:
         ) from None
     if network_sha(net) != header.get("weights_sha"):
         raise CheckpointError(f"{str(path)!r}: the weights do not have the hash that the header names")
-    return net, header
+    return net, header, Statistics(own, header["calibration"]) if own and "calibration" in header else None
 
 
 def save_training(folder: str | Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:

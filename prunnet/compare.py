@@ -1,7 +1,8 @@
 """Any two networks or subnetworks against each other on the same images: what `prunnet evaluate` prints.
 
 Each side sees the images through its own preprocessing. A network is cut at a capacity and its BatchNorm
-re-estimated on the data set's training images; a saved subnetwork is taken as it is.
+re-estimated on the data set's training images; a saved subnetwork is taken as it is. A gallery that another network
+wrote is there already: that network, if dense, keeps the statistics that were saved with it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from prunnet import data
-from prunnet.checkpoint import NETWORK, load_network, read_header
+from prunnet.checkpoint import NETWORK, Statistics, load_calibrated, read_header
 from prunnet.config import DataConfig, Recipe, parse_recipe
 from prunnet.data.base import RetrievalTest
 from prunnet.data.transforms import Preprocessing
@@ -34,26 +35,34 @@ class Side:
     cut: Subnetwork
     preprocessing: Preprocessing
     is_network: bool
+    statistics: Statistics | None = None
+    """Saved with a network; of its dense cut."""
 
     @classmethod
     def load(cls, path: str | Path, capacity: float | None = None) -> Side:
         """A network's file cut at `capacity` (None: dense), or a saved subnetwork, whose capacity is its own."""
-        header = read_header(path)
+        header, statistics = read_header(path), None
         if header["kind"] != NETWORK:
             cut, made = Subnetwork.load_with_preprocessing(path)
             if capacity not in (None, cut.capacity):
                 raise ConfigError(f"{str(path)!r} is a subnetwork of capacity {cut.capacity:g}, not {capacity:g}")
         else:
-            net, header = load_network(path)
+            net, header, statistics = load_calibrated(path)
             made = header["preprocessing"]
             dense = 1.0 if capacity is None else capacity
             cut = subnetwork(net, dense, allocation=allocation_of(header), weights_sha=header["weights_sha"])
         if made is None:
             raise CheckpointError(f"{str(path)!r} does not say what preprocessing its images had")
-        return cls(str(path), cut, Preprocessing.from_json(made), header["kind"] == NETWORK)
+        return cls(str(path), cut, Preprocessing.from_json(made), header["kind"] == NETWORK, statistics)
+
+    @property
+    def dense(self) -> bool:
+        """Whether it is a whole network."""
+        return self.is_network and self.cut.capacity == 1.0
 
     def features(self, recipe: Recipe, calibrate: bool, batch_size: int = 256) -> Tested:
-        """Embeddings of the split that a recipe tests, through this side's preprocessing."""
+        """Embeddings of the split that a recipe tests, through this side's preprocessing. `calibrate`: with BatchNorm
+        re-estimated on the data set's training images; else as the statistics stand."""
         seen = seen_through(recipe.data, self.preprocessing)
         dataset = data.load_for(recipe.model_copy(update={"data": seen}))
         test = dataset.split(recipe.sweep.split)
@@ -104,7 +113,12 @@ def compare(
             f"query {query.path!r} has embeddings of length {lengths['query']}, gallery {gallery.path!r} of "
             f"{lengths['gallery']}: they do not compare"
         )
-    seen = {name: side.features(recipe, calibrate) for name, side in sides.items()}
+    written = gallery.dense and gallery.cut.weights_sha != query.cut.weights_sha
+    if written and gallery.statistics is not None:
+        gallery.cut.set_statistics(gallery.statistics.tensors, gallery.statistics.calibration)
+    seen = {
+        name: side.features(recipe, calibrate and not (written and side is gallery)) for name, side in sides.items()
+    }
     test = seen["query"].test
     truth = test.truth()
     pairs = {"query": ("query", "query"), "gallery": ("gallery", "gallery"), "cross": ("query", "gallery")}
@@ -115,7 +129,10 @@ def compare(
     right = {name: right_at_one(truth.hits(q, g)) for name, (q, g) in arrays.items()}
     flips = {name: negative_flips(right["gallery"], right[name]) for name in ("cross", "query")}
     upgrade, reason = upgrade_of({name: float(metrics["map"]) for name, metrics in tests.items()})
-    return Comparison(tests, flips, upgrade, reason, list(_notes(sides)))
+    notes = list(_notes(sides))
+    if written and gallery.statistics is None:
+        notes.append(f"{gallery.path!r} holds no calibrated statistics, as older files: its running ones are used")
+    return Comparison(tests, flips, upgrade, reason, notes)
 
 
 def upgrade_of(maps: dict[str, float]) -> tuple[dict[str, float | None], str | None]:

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from prunnet.errors import ConfigError, echo, unknown
 from prunnet.hashing import METHOD_VERSION, of_file, of_json, weights_sha_of
-from prunnet.methods import METHODS, settle
+from prunnet.methods import METHODS, revisions, settle
 from prunnet.storage import shown
 from prunnet.yaml_reader import parse_yaml, read_yaml
 
@@ -139,6 +139,10 @@ class TrainConfig(Section):
     """ndpp, odpp: the image's own prototype is the perturbed one (as released), or all are."""
     neighbours: Positive | None = None
     """ndpp: K; None: classes / 240, at least 5 (100 at the paper's 24,393 classes)."""
+    ndpp_scale: Literal["paper", "released"] = "paper"
+    """ndpp: how far old prototypes are pushed from old and new ones, 0.4 and 0.01; released: 0.16 and 0.004."""
+    bct_unknown: Literal["skip", "synthesise"] = "skip"
+    """bct: of images of classes that the old classifier does not know; synthesise: rows for them, of old embeddings."""
     epochs: Positive = 10
     batch_size: Positive = 64
     """Images a step, over all workers."""
@@ -182,6 +186,8 @@ class TrainConfig(Section):
     weighting: Literal["mean", "cosine", "mgda", "uncertainty"] | None = None
     exponent: Annotated[float, Field(ge=0)] = 0.5
     """cosine only."""
+    evidential: Literal["exp", "softplus", "none"] | None = None
+    """sfsc only: what makes evidence of a logit; none: cross-entropy."""
     priorities: Literal["uncertainty", "equal"] | None = None
     """sfsc only: how much each width's gradient counts."""
     reduction: Literal["sum", "mean"] | None = None
@@ -317,7 +323,8 @@ class Recipe(Section):
 
     def training_hash(self) -> str:
         """Hash of everything that determines the trained weights (workers included: they shape the sums)."""
-        return of_json([METHOD_VERSION, self.trained_part(), self.cluster.workers])
+        part = self.trained_part()
+        return of_json([METHOD_VERSION, part, self.cluster.workers, *revisions(part["train"])])
 
     def trained_part(self) -> dict[str, Any]:
         """Sections `data`, `model`, `train` as JSON values, without the keys that do not touch the weights, and without
@@ -340,7 +347,11 @@ class Recipe(Section):
         return shown(parts)
 
 
-ADDED_KEYS: dict[str, tuple[str, ...]] = {"data": (), "model": (), "train": ("accumulate", "granularity")}
+ADDED_KEYS: dict[str, tuple[str, ...]] = {
+    "data": (),
+    "model": (),
+    "train": ("accumulate", "granularity", "evidential", "ndpp_scale", "bct_unknown"),
+}
 """Keys that came after the first trainings were kept. At their default they are left out of the hash, so that those
 trainings still count as the same; a new key that touches the weights is added here."""
 

@@ -22,6 +22,8 @@ PROJECTIONS = ("none", "last", "sequential")
 BLOCKS = ("kernel", "tensor", "network")
 WEIGHTINGS = ("mean", "cosine", "mgda", "uncertainty")
 _MOST_ROWS = 10
+_ROOM = 1e14
+"""By how much a row's squared norm must exceed the smallest normal number of its type, that no square of it is lost."""
 _CANCELLED = 1e-12
 """A row counts as cancelled where projection leaves less than this share of its squared norm."""
 
@@ -237,7 +239,7 @@ def integrate_layers(
     kinds = layers[0].kinds
     assert all(layer.kinds == kinds for layer in layers)
     options = {"projection": projection, "weighting": weighting, "exponent": exponent, "given": given}
-    coefficients, conflicts = _layer_coefficients(layers, orders, block, options, threads)
+    coefficients, layers, conflicts = _layer_coefficients(layers, orders, block, options, threads)
     whole = [
         torch.stack(coefficients[place * kinds : (place + 1) * kinds], dim=1).expand(len(layer.weight), -1, -1)
         for place, layer in enumerate(layers)
@@ -252,20 +254,57 @@ def _layer_coefficients(
     block: str,
     options: dict[str, Any],
     threads: Executor | None,
-) -> tuple[list[Tensor], Tensor | None]:
-    """(coefficients [B or 1, M] of each layer's weights and (two kinds) scores in turn, share of conflicts a layer)."""
+) -> tuple[list[Tensor], Sequence[LayerRows], Tensor | None]:
+    """(coefficients [B or 1, M] of each layer's weights and (two kinds) scores in turn; the layers that they are for,
+    some of them scaled; share of conflicts a layer)."""
     kinds = layers[0].kinds
     if options["projection"] == "none" and options["weighting"] == "mean":  # the plain sum: nothing to look at
         ones = [torch.ones(1, len(layer.gradients), device=layer.weight.device) for layer in layers]
-        return [one for one in ones for _ in range(kinds)], None
-    grams = [kind for gram in inner_products(layers, threads) for kind in gram.unbind(1)]
+        return [one for one in ones for _ in range(kinds)], layers, None
+    products = inner_products(layers, threads)
+    layers, products, scales = _within_range(layers, products, block, threads)
+    grams = [kind for gram in products for kind in gram.unbind(1)]
     if block != "kernel":
         grams = [gram.sum(0, keepdim=True) for gram in grams]
     conflicts = torch.stack([_conflicting(gram) for gram in grams[::kinds]])
     if block == "network":  # all weights are one block, all scores another
         whole = [torch.stack(grams[kind::kinds]).sum(0) for kind in range(kinds)]
-        return combine(whole, [orders[0]] * kinds, **options) * len(layers), conflicts
-    return combine(grams, [order for order in orders for _ in range(kinds)], **options), conflicts
+        of_all = None if scales is None else scales[:kinds]
+        return combine(whole, [orders[0]] * kinds, scales=of_all, **options) * len(layers), layers, conflicts
+    every = [order for order in orders for _ in range(kinds)]
+    return combine(grams, every, scales=scales, **options), layers, conflicts
+
+
+def _within_range(
+    layers: Sequence[LayerRows], products: Sequence[Tensor], block: str, threads: Executor | None
+) -> tuple[Sequence[LayerRows], Sequence[Tensor], Tensor | None]:
+    """(layers, their inner products, what the rows of each layer's kinds were divided by [layers * kinds, M]), where
+    squares of a row would overflow or vanish: scaled to a largest entry near 1, as in `integrate`. Otherwise, as it
+    nearly always is, all is as given and None."""
+    kinds = layers[0].kinds
+    limits = torch.finfo(layers[0].weight.dtype)
+    norms = torch.stack([gram.diagonal(dim1=2, dim2=3).sum(0) for gram in products])  # [layers, kinds, M]
+    if block == "network":
+        norms = norms.sum(0, keepdim=True).expand_as(norms)
+    odd = ~(norms.isfinite() & (norms > _ROOM * limits.tiny))
+    if not bool(odd.any()):
+        return layers, products, None
+    sizes = torch.stack([layer.sizes() for layer in layers]).double()  # [layers, M + 1]
+    if block == "network":
+        sizes = sizes.amax(0, keepdim=True).expand_as(sizes)
+    worth = torch.stack([sizes[:, :-1], sizes[:, :-1] * sizes[:, -1:]][:kinds], dim=1)
+    wanted = (odd & (worth > 0)).flatten(1).any(1)  # not where rows are 0, as behind a silent branch
+    if not bool(wanted.any()):
+        return layers, products, None
+    most = 120 if limits.bits == 32 else 500  # divisors, and for float64 their products, stay within the type
+    exponents = torch.where((sizes > 0) & wanted[:, None], torch.frexp(sizes).exponent, 0).clamp(-most, most)
+    divisors = torch.ldexp(torch.ones_like(sizes), exponents)
+    changed = wanted.tolist()
+    layers = [layer.scaled(1 / d) if yes else layer for layer, d, yes in zip(layers, divisors, changed, strict=True)]
+    again = iter(inner_products([layer for layer, yes in zip(layers, changed, strict=True) if yes], threads))
+    products = [next(again) if yes else gram for gram, yes in zip(products, changed, strict=True)]
+    of_rows, of_weight = divisors[:, :-1], divisors[:, -1:]
+    return layers, products, torch.stack([of_rows, of_rows * of_weight][:kinds], dim=1).flatten(0, 1)
 
 
 def _conflicting(gram: Tensor) -> Tensor:

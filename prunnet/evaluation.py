@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from prunnet.checkpoint import network_sha
+from prunnet.checkpoint import CALIBRATED, network_sha
 from prunnet.data.base import RetrievalTest
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError
@@ -45,6 +45,8 @@ class FeaturesUnit:
     """Which network of the family it is cut from."""
     keep: tuple[tuple[str, float], ...] | None = None
     """Layer-wise capacities; None: `capacity` for all layers."""
+    stored: bool = False
+    """Embedded with the BatchNorm statistics of the network's own file, as an old system's gallery was."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class Plan:
     git_commit: str | None
     sweep_id: str
     device: str
+    stored_calibration: str | None = None
+    """Hash of the images of the stored statistics, where there are any."""
     measured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Key of features -> measured columns of its subnetwork, where there are any."""
 
@@ -99,7 +103,8 @@ class Evaluator:
         """A network of the family and its hash."""
         net = build(self.plan.specs[member])
         # Arrays in the object store are read-only and shared; the network gets its one copy of them here.
-        net.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in self._weights[member].items()})
+        own = {name: array for name, array in self._weights[member].items() if not name.startswith(CALIBRATED)}
+        net.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in own.items()})
         sha = network_sha(net)
         return net.to(self.plan.device), sha
 
@@ -135,7 +140,12 @@ class Evaluator:
             keep=None if unit.keep is None else dict(unit.keep),
             weights_sha=sha,
         )
-        if plan.calibrate:
+        if unit.stored:
+            arrays = self._weights[unit.member]
+            stored = {n.removeprefix(CALIBRATED): a for n, a in arrays.items() if n.startswith(CALIBRATED)}
+            tensors = {name: torch.from_numpy(array.copy()) for name, array in stored.items()}
+            cut.set_statistics(tensors, plan.stored_calibration)
+        elif plan.calibrate:
             cut.calibrate(calibration_batches(self.calibration, plan.preprocessing, plan.batch_size))
         return cut
 

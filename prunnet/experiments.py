@@ -19,6 +19,7 @@ from prunnet.data.base import Dataset
 from prunnet.evaluation import evaluate_here
 from prunnet.families import Family, Stage, stages, train_here
 from prunnet.hashing import METHOD_VERSION
+from prunnet.methods import OLD_REVISION, revisions
 from prunnet.plan import evaluation_plan, network_arrays, plan_units
 from prunnet.storage import shown
 
@@ -45,7 +46,10 @@ class Trial:
                     dump[section]["root"] = Path(shown(root)).name
             if self.old is not None:
                 dump["train"].pop("old", None)
-        return f"{self.name}/{hashing.of_json(shown([METHOD_VERSION, *dumps]))[:10]}"
+        revised = [revision for recipe in parts for revision in revisions(recipe.train.model_dump())]
+        if self.old is not None:
+            revised.append(OLD_REVISION)
+        return f"{self.name}/{hashing.of_json(shown([METHOD_VERSION, *dumps, *revised]))[:10]}"
 
 
 def run_trial(

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from prunnet import resume
-from prunnet.checkpoint import NETWORK, kind_of, load_network, read_header
+from prunnet.checkpoint import NETWORK, Statistics, kind_of, load_calibrated, load_network, read_header
 from prunnet.config import Recipe
 from prunnet.data.base import Dataset
 from prunnet.data.transforms import Augmentation, Preprocessing
@@ -80,6 +80,8 @@ class Family:
     members: Mapping[float, tuple[RetrievalNet, dict[str, Any]]]
     old: tuple[RetrievalNet, dict[str, Any]] | None = None
     """The network whose gallery they were trained to search (`train.old`)."""
+    old_statistics: Statistics | None = None
+    """Those that it wrote its gallery with; None: its running ones."""
 
     def everyone(self) -> dict[float, tuple[RetrievalNet, dict[str, Any]]]:
         """All networks, the old one under the key OLD."""
@@ -118,8 +120,11 @@ class Family:
     @classmethod
     def load(cls, files: Mapping[float, Path], old: str | None = None) -> Family:
         """The networks of some files, and the old one where it is a whole network's file."""
-        known = load_network(old) if old and kind_of(old) == NETWORK else None
-        return cls({capacity: load_network(path) for capacity, path in files.items()}, known)
+        members = {capacity: load_network(path) for capacity, path in files.items()}
+        if not old or kind_of(old) != NETWORK:
+            return cls(members)
+        net, header, statistics = load_calibrated(old)
+        return cls(members, (net, header), statistics)
 
 
 def _capacity_of(file: Path) -> float:

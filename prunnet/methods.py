@@ -18,6 +18,7 @@ VARIANTS = (
     "projection",
     "block",
     "weighting",
+    "evidential",
     "priorities",
     "reduction",
 )
@@ -47,6 +48,8 @@ class Method:
 _SCORES = {"score_init": "kaiming_uniform", "allocation": "layer"}
 _CHANNEL_SCORES = {"score_init": "magnitude"}
 """Granularity `channel`: of few scores, each a sum over many weights, a good start is worth more (docs/RESULTS.md)."""
+_NO_EVIDENCE = {"priorities": "equal"}
+"""train.evidential=none: cross-entropy says nothing of how sure a pass is."""
 _ALONE = "each network is trained by itself at one capacity, so there is nothing to draw, project or weigh"
 _PLAIN = "it is the plain sum of the losses; with conflict handling it would be prunnet"
 _WIDTHS = "a switchable network has widths with a BatchNorm each, and no scores"
@@ -68,7 +71,7 @@ METHODS: dict[str, Method] = {
             "block": "kernel",
             "weighting": "cosine",
         },
-        reason="priorities and reduction belong to sfsc",
+        reason="evidential, priorities and reduction belong to sfsc",
     ),
     "joint": Method(
         "prunnet's passes with the plain sum of their gradients",
@@ -92,24 +95,27 @@ METHODS: dict[str, Method] = {
     "sfsc": Method(
         "slimmable widths, evidential loss, priorities, PCGrad over the whole network (arXiv 2206.08289)",
         network="widths",
-        open={"priorities": "uncertainty", "reduction": "sum"},
+        open={"evidential": "exp", "priorities": "uncertainty", "reduction": "sum"},
         fixed={"capacity_sampling": "fixed", "projection": "sequential", "block": "network", "weighting": "mean"},
         reason=_WIDTHS,
     ),
     "sfsc_released": Method(
-        "sfsc as re-implemented in PrunNet's release",
+        "as PrunNet's release runs sfsc: cross-entropy, PCGrad over the whole network, mean",
         network="widths",
         fixed={
             "capacity_sampling": "fixed",
             "projection": "sequential",
             "block": "network",
             "weighting": "mean",
+            "evidential": "none",
             "priorities": "equal",
             "reduction": "mean",
         },
         reason="it is kept as it was released",
     ),
 }
+OLD_REVISION = "old network: its own statistics"
+"""Of what is trained to match an old network, and of what searches its gallery; see `revisions`."""
 COMPATIBLE = ("bct", "asymmetric", "regression", "prototypes", "ndpp", "odpp")
 """Methods whose term another method may add, in every pass, by `train.compatible`."""
 
@@ -124,6 +130,8 @@ def settle(train: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(unknown("train.method", str(name), METHODS))
     method, settled = METHODS[name], dict(train)
     own = _CHANNEL_SCORES if train.get("granularity") == "channel" else {}
+    if train.get("evidential") == "none":
+        own = {**own, **_NO_EVIDENCE}
     for variant in VARIANTS:
         given = train.get(variant)
         if variant in method.open:
@@ -134,8 +142,22 @@ def settle(train: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(
                 f"train.{variant}={echo(given)} makes no sense with train.method={name!r}: {method.reason}"
             )
+    if (settled["evidential"], settled["priorities"]) == ("none", "uncertainty"):
+        raise ConfigError(
+            "train.priorities='uncertainty' makes no sense with train.evidential='none': cross-entropy says nothing of "
+            "how sure a pass is; valid: equal"
+        )
     _check_teacher(name, method, settled)
     return settled
+
+
+def revisions(train: Mapping[str, Any]) -> list[str]:
+    """What a settled `train` section means otherwise than it once did, for the hashes of what it determines: what was
+    trained and tested before a revision does not count as the same."""
+    revised = ["snip: no branch is silent"] if train.get("score_init") == "snip" else []
+    if train.get("compatible") or METHODS[train.get("method", "prunnet")].teacher == "old":
+        revised.append(OLD_REVISION)
+    return revised
 
 
 def _check_teacher(name: str, method: Method, train: Mapping[str, Any]) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from prunnet import hashing, prunable
+from prunnet.checkpoint import CALIBRATED
 from prunnet.config import Recipe
 from prunnet.data.base import Dataset
 from prunnet.data.transforms import Preprocessing
@@ -104,7 +105,10 @@ def plan_units(
         units.append(cut(share, family.top, headers[family.top], tuple(vector.items())))
         pairs.append((units[-1], own[family.top], "own"))
     if family.old is not None:
-        old = cut(1.0, OLD, family.old[1])
+        # Its gallery is there already, written with its own statistics, whatever becomes of the cuts'.
+        own_statistics = family.old_statistics
+        determinants["calibration"] = "off" if own_statistics is None else ["stored", own_statistics.calibration]
+        old = replace(cut(1.0, OLD, family.old[1]), stored=True)
         units.append(old)
         pairs += [(query, old, "old") for query in own.values()]
     protocol = split.protocol_name
@@ -233,9 +237,14 @@ def evaluation_plan(
         git_commit=git_commit,
         sweep_id=recipe.name,
         device="cuda" if recipe.cluster.gpus_per_actor else "cpu",
+        stored_calibration=None if family.old_statistics is None else family.old_statistics.calibration,
     )
 
 
 def network_arrays(family: Family) -> dict[float, dict[str, np.ndarray]]:
-    """All networks' tensors as numpy arrays, which the object store shares without copies."""
-    return {m: {n: t.numpy() for n, t in net.state_dict().items()} for m, (net, _) in family.everyone().items()}
+    """All networks' tensors as numpy arrays, which the object store shares without copies; the old one's with the
+    statistics of its gallery."""
+    arrays = {m: {n: t.numpy() for n, t in net.state_dict().items()} for m, (net, _) in family.everyone().items()}
+    if family.old_statistics is not None:
+        arrays[OLD] |= {CALIBRATED + name: t.numpy() for name, t in family.old_statistics.tensors.items()}
+    return arrays

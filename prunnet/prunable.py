@@ -75,28 +75,51 @@ def attach_scores(
 @torch.no_grad()
 def init_scores(net: nn.Module, init: str, seed: int) -> None:
     """Fills all scores: `kaiming_uniform` (a = sqrt(5)), `normal`, `magnitude` (the weight itself), or
-    `constant` (1 with noise of 1e-3, the control that knows nothing). Alike on every rank: it draws from `seed`."""
+    `constant` (1 with noise of 1e-3, the control that knows nothing). Alike on every rank: it draws from `seed`.
+    None is left at 0 (`_off_zero`)."""
     if init not in SCORE_INITS:
         raise ConfigError(unknown("score init", init, SCORE_INITS))
     generator = torch.Generator().manual_seed(seed)
     for name, score in scores(net).items():
         weight = net.get_submodule(name).get_parameter("weight")
         if getattr(net, "channels", None) is not None:
-            score.copy_(_initial_of_channels(weight, len(score), init, generator))
+            score.copy_(_off_zero(_initial_of_channels(weight, len(score), init, generator)))
         else:
-            score.copy_(_initial(_as_scored(weight, score), init, generator, weight[0].numel()))
+            score.copy_(_off_zero(_initial(_as_scored(weight, score), init, generator, weight[0].numel())))
 
 
 @torch.no_grad()
 def snip_scores(net: nn.Module, gradients: dict[str, Tensor]) -> None:
-    """Fills all scores with SNIP's saliency, abs(w * dL/dw) (Lee et al. 2019), given the loss gradients by layer name.
+    """Fills all scores with SNIP's saliency, abs(w * dL/dw) (Lee et al. 2019), given the loss gradients by layer name,
+    which are to be taken under `unit_scales`.
 
     The ranking within a layer is SNIP's; the scale is that of `kaiming_uniform`, since the learning rate acts on it.
+    None is left at 0 (`_off_zero`).
     """
     for score, saliency in _saliencies(net, gradients):
         mean = saliency.mean()
-        wanted = 0.5 / math.sqrt(saliency[0].numel() if saliency.dim() > 1 else len(saliency))
-        score.copy_(saliency * (wanted / mean) if mean > 0 else saliency)
+        score.copy_(_off_zero(saliency * (_usual_size(saliency) / mean) if mean > 0 else saliency))
+
+
+def _usual_size(score: Tensor) -> float:
+    """Mean magnitude of scores that start by `kaiming_uniform`."""
+    return 0.5 / math.sqrt(score[0].numel() if score.dim() > 1 else len(score))
+
+
+def _off_zero(score: Tensor) -> Tensor:
+    """`score` with every 0 replaced by a number of its own below all others, or, where all are 0, of the usual size.
+
+    A score's gradient carries its sign, so at 0 it would stay there for ever, and equal scores are kept by their index,
+    which would make a mask of the first channels. The numbers are drawn alike on every rank.
+    """
+    magnitude = score.abs()
+    nothing = magnitude < 4 * torch.finfo(score.dtype).tiny  # half of a denormal may be 0 again
+    if not bool(nothing.any()):
+        return score
+    others = magnitude[~nothing]
+    below = float(others.min()) / 2 if len(others) else _usual_size(score)
+    drawn = torch.rand(score.shape, generator=torch.Generator().manual_seed(score.numel())).to(score)
+    return torch.where(nothing, below * (0.5 + drawn / 2), score)
 
 
 def _saliencies(net: nn.Module, gradients: dict[str, Tensor]) -> Iterator[tuple[nn.Parameter, Tensor]]:
@@ -139,6 +162,38 @@ def _initial(weight: Tensor, init: str, generator: torch.Generator, fan_in: int)
         return (torch.rand(weight.shape, generator=generator) * 2 - 1) / math.sqrt(fan_in)
     noise = torch.randn(weight.shape, generator=generator)
     return noise * math.sqrt(2 / fan_in) if init == "normal" else 1 + 1e-3 * noise
+
+
+@contextmanager
+def unit_scales(net: nn.Module) -> Iterator[None]:
+    """No branch is silent: the scale of every BatchNorm is 1, and so is any other scale that is 0 throughout.
+
+    timm starts the last scale of a residual branch at 0, whose weights then have no part in the output and no gradient.
+    All are as they were, to the bit, when the block ends.
+    """
+    changed = [
+        (scale, scale.detach().clone())
+        for module in net.modules()
+        for name, scale in module.named_parameters(recurse=False)
+        if (name == "weight" and isinstance(module, _BatchNorm))
+        or (_is_scale(module, name) and not bool(scale.detach().any()))
+    ]
+    with torch.no_grad():
+        for scale, _ in changed:
+            scale.fill_(1.0)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for scale, before in changed:
+                scale.copy_(before)
+
+
+def _is_scale(module: nn.Module, name: str) -> bool:
+    """Whether a parameter multiplies what a normalisation or a residual branch gives (`gamma` of a LayerScale, NFNet's
+    `skipinit_gain`)."""
+    normalises = isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm))
+    return (normalises and name == "weight") or "gamma" in name or "gain" in name
 
 
 @contextmanager

@@ -10,11 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunnet.checkpoint import TRAINING, copy_into, load_tensors, load_training, save_network, save_training
+from prunnet.checkpoint import (
+    CALIBRATED,
+    TRAINING,
+    Statistics,
+    copy_into,
+    load_tensors,
+    load_training,
+    save_network,
+    save_training,
+)
 from prunnet.config import Recipe
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError
 from prunnet.storage import place
+from prunnet.subnetworks import dense_statistics
 from prunnet.training import Trainer, batchnorm_state
 from prunnet.widths import build
 
@@ -62,11 +72,17 @@ def save(folder: str | Path, trainer: Trainer, recipe: Recipe, class_names: Sequ
     """Every worker calls it; rank 0 writes a checkpoint into `folder`.
 
     Running statistics differ between workers: each one's own are kept for an exact resume, and the network's
-    are their mean. The training itself never sees the mean.
+    are their mean. The training itself never sees the mean. When the training is over they are also re-estimated.
     """
     everyones = {name: trainer.reducer.gather(b) for name, b in batchnorm_state(trainer.net).items()}
     if trainer.reducer.rank == 0:
-        save_training(folder, _tensors(trainer, everyones), _header(trainer, recipe, class_names))
+        tensors, header = _tensors(trainer, everyones), _header(trainer, recipe, class_names)
+        if trainer.progress.step >= trainer.total_steps:
+            statistics = dense_statistics(trainer.net, trainer.train_set, trainer.preprocessing)
+            if statistics is not None:
+                tensors |= {CALIBRATED + name: tensor for name, tensor in statistics.tensors.items()}
+                header["calibration"] = statistics.calibration
+        save_training(folder, tensors, header)
 
 
 def restore(folder: str | Path, trainer: Trainer, recipe: Recipe) -> None:
@@ -105,11 +121,14 @@ def export(folder: str | Path, recipe: Recipe, model_path: str | Path) -> None:
     tensors, header = load_training(folder)
     net = build(header["net"])
     net.load_state_dict({n.removeprefix("net."): t for n, t in tensors.items() if n.startswith("net.")})
+    own = {n.removeprefix(CALIBRATED): t for n, t in tensors.items() if n.startswith(CALIBRATED)}
     history = header["history"]
     save_network(
         model_path,
         net,
         Preprocessing.from_config(recipe.data),
+        statistics=Statistics(own, header["calibration"]) if own else None,
+        untrained=header.get("untrained", []),
         training_hash=header["training_hash"],
         recipe=recipe.trained_part(),
         workers=recipe.cluster.workers,
@@ -145,4 +164,5 @@ def _header(trainer: Trainer, recipe: Recipe, class_names: Sequence[str]) -> dic
         "step": trainer.progress.step,
         "history": trainer.progress.history,
         "conflicts": trainer.progress.conflicts,
+        "untrained": sorted(trainer.objective.untrained),
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
 
@@ -68,6 +68,17 @@ class LayerRows:
                 return None
             thresholds.append(found)
         return _Loops(self, thresholds)
+
+    def sizes(self) -> Tensor:
+        """[M + 1]: the largest magnitude of each gradient, and of the weights."""
+        tensors = (*self.gradients, self.weight)
+        return torch.stack([torch.linalg.vector_norm(tensor, math.inf) for tensor in tensors])
+
+    def scaled(self, factors: Tensor) -> LayerRows:
+        """The same layer with copies of its gradients and weights, each times one of `factors` [M + 1], powers of 2."""
+        *of_rows, of_weight = factors.to(self.weight).unbind()
+        gradients = [gradient * factor for gradient, factor in zip(self.gradients, of_rows, strict=True)]
+        return replace(self, gradients=gradients, weight=self.weight * of_weight)
 
     def pieces(self) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
         """(kernels, their rows [b, M, n], their factors [b, n] where there are scores); the next piece overwrites the

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunnet import hashing, prunable
-from prunnet.checkpoint import described_net, load_tensors, network_sha, save_tensors
+from prunnet.checkpoint import Statistics, described_net, load_tensors, network_sha, save_tensors
 from prunnet.compact import PlainNet, compact
 from prunnet.config import check_capacity
 from prunnet.cost import Cost, cost_of
@@ -23,7 +23,7 @@ from prunnet.errors import CheckpointError, ConfigError
 from prunnet.granularity import select
 from prunnet.masks import LayerMasks, top_k_mask
 from prunnet.nets import RetrievalNet
-from prunnet.widths import SwitchableNet
+from prunnet.widths import SwitchableNet, build
 
 FORMAT = "prunnet-subnetwork"
 
@@ -120,7 +120,7 @@ class Subnetwork:
 
     def set_statistics(self, statistics: Mapping[str, Tensor], calibration: str | None) -> None:
         """Takes BatchNorm buffers that were estimated before; `calibration` is the hash of their images."""
-        self._tensors |= dict(statistics)
+        self._tensors |= {name: tensor.to(self.device) for name, tensor in statistics.items()}
         self.calibration = calibration
 
     def save(self, path: str | Path, preprocessing: Preprocessing | None = None) -> None:
@@ -247,6 +247,20 @@ def calibration_loader(
     """Batches for `Subnetwork.calibrate` from a training set."""
     indices = calibration_indices(len(images), count, seed)
     return calibration_batches(images.read(indices), images.preprocessing, batch_size)
+
+
+def dense_statistics(net: RetrievalNet, images: ImageSet, preprocessing: Preprocessing) -> Statistics | None:
+    """The dense network's BatchNorm statistics, re-estimated on its training images, to be saved with it (`net` is not
+    changed). None where it has no BatchNorm."""
+    copied = build(net.spec)  # as it will be loaded: a trainer's memory format would change the last digits
+    copied.load_state_dict(net.state_dict())
+    cut = subnetwork(copied.to(next(net.parameters()).device), 1.0, weights_sha="")
+    if not cut.statistics():
+        return None
+    indices = calibration_indices(len(images), 1024, 0)
+    cut.calibrate(calibration_batches(images.read(indices), preprocessing, 256))
+    assert cut.calibration is not None
+    return Statistics(cut.statistics(), cut.calibration)
 
 
 class _Embedder(torch.nn.Module):

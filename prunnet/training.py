@@ -94,7 +94,6 @@ class Trainer:
                 preprocessing=self.preprocessing,
                 class_names=class_names,
                 embedding_dim=self.net.spec["embedding_dim"],
-                train_set=self.train_set,
                 device=self.device,
             )
         if config.score_init == "snip":
@@ -102,14 +101,14 @@ class Trainer:
         return Context(self.reducer, self.dtype, self.train_set, self.preprocessing, old, self.total_steps)
 
     def _snip(self) -> None:
-        """Scores from the dense loss of the run's first batch, averaged over the workers."""
+        """Scores from the dense loss of the run's first batch, every branch heard, averaged over the workers."""
         images, labels = next(self._batches(0, 0))
         layers = prunable.layers(self.net)
         weights = [layer.get_parameter("weight") for layer in layers.values()]
         self.net.train()
-        with prunable.frozen_statistics(self.net):
-            loss = F.cross_entropy(self.net(images), labels)
-        gradients = self.reducer.average(torch.autograd.grad(loss, weights))
+        with prunable.frozen_statistics(self.net), prunable.unit_scales(self.net):
+            own = torch.autograd.grad(F.cross_entropy(self.net(images), labels), weights)
+        gradients = self.reducer.average(own)
         prunable.snip_scores(self.net, dict(zip(layers, gradients, strict=True)))
 
     def learned(self) -> dict[str, nn.Parameter]:
@@ -150,6 +149,8 @@ class Trainer:
         set_learning_rates(self.optimizer, config, step, self.steps_per_epoch)
         self.net.train()
         losses = self.objective.backward(images, labels, step)
+        for name in self.objective.untrained:
+            self.net.get_submodule(name).zero_grad(set_to_none=True)  # a gradient of 0 would be decay
         align_gradients(self.net)
         clip_gradients(self.net, config.clip_norm)
         self.optimizer.step()

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prunnet.checkpoint import NETWORK, kind_of, load_network
-from prunnet.data.base import ImageSet
+from prunnet.checkpoint import NETWORK, kind_of, load_calibrated
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError
-from prunnet.subnetworks import Subnetwork, calibration_loader, subnetwork
+from prunnet.subnetworks import Subnetwork, subnetwork
 
 
 class OldNetwork:
-    """What a new network's embeddings must match: a network's file (dense, BatchNorm re-estimated on the new
-    training images), or a subnetwork's (any capacity, as it was saved).
+    """What a new network's embeddings must match: a network's file (dense), or a subnetwork's (any capacity).
+
+    It embeds as the old system did, whose gallery is there already: with the BatchNorm statistics that were saved with
+    it (a network's file of before there were any: its running ones), never with ones of the new training images.
 
     Args:
         path: model.safetensors of a run, or what `Subnetwork.save` wrote.
         preprocessing: what the images that reach `embed` were made with.
         class_names: of the new training classes, by label.
         embedding_dim: of the new network; the old one's must be equal.
-        train_set: for the calibration; None: statistics stay as saved.
 
     Raises:
         CheckpointError: no such file. ConfigError: embeddings of another length.
@@ -38,16 +39,20 @@ class OldNetwork:
         preprocessing: Preprocessing,
         class_names: Sequence[str] = (),
         embedding_dim: int,
-        train_set: ImageSet | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.path, self.device = str(path), torch.device(device)
         self.classifier: tuple[Tensor, Tensor] | None = None
+        self.untrained: Sequence[str] = ()
+        """Modules that its training left as they began."""
         old_names: Sequence[str] = ()
         if kind_of(path) == NETWORK:
-            net, header = load_network(path)
+            net, header, statistics = load_calibrated(path)
             net.to(self.device)
             self.cut = subnetwork(net, 1.0, weights_sha=header["weights_sha"])
+            if statistics is not None:
+                self.cut.set_statistics(statistics.tensors, statistics.calibration)
+            self.untrained = untrained(header)
             self.classifier = (self.cut.net.classifier.weight.detach(), self.cut.net.classifier.bias.detach())
             made, old_names = header["preprocessing"], header.get("class_names", ())
         else:
@@ -65,9 +70,6 @@ class OldNetwork:
         position = {name: label for label, name in enumerate(old_names)}
         self.labels = torch.tensor([position.get(name, -1) for name in class_names], device=self.device)
         """[new classes]: the old label of each new class, -1 where the old network was not trained on it."""
-        if train_set is not None and self.classifier is not None:
-            batches = calibration_loader(train_set)
-            self.cut.calibrate(converted(batch, self.made, self.wanted).to(self.device) for batch in batches)
 
     @torch.no_grad()
     def embed(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -75,6 +77,14 @@ class OldNetwork:
         with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
             embeddings = self.cut.embed(converted(images, self.made, self.wanted).float())
         return embeddings.clone()  # outside of inference mode, so that a loss may keep it
+
+
+def untrained(header: Mapping[str, Any]) -> Sequence[str]:
+    """Modules of a saved network that no loss reached; where its file, as older ones, does not say, by its method."""
+    if "untrained" in header:
+        return list(header["untrained"])
+    train = header.get("recipe", {}).get("train", {})
+    return ["classifier"] if {train.get("method"), train.get("compatible")} & {"asymmetric", "regression"} else []
 
 
 def converted(images: Tensor, made: Preprocessing, wanted: Preprocessing) -> Tensor:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -120,13 +120,12 @@ def done(trial: Trial, run: Run, ablation: Ablation, console: Console) -> None:
 
 def show(ablation: Ablation, console: Console) -> None:
     """What the recipe asks for, and what of it the table holds."""
-    known: list[Any] = []
-    if ablation.table.exists():
-        known = results.read_packed(ablation.table)["trial_id"].to_pylist()
-    trials = [*ablation.tuning(), *ablation.methods_trials(None), *ablation.variants_trials(None)]
-    for trial in (*trials, *ablation.upgrade_trials(None)):
-        prefix = trial.name + "/"
-        console.print(f"{'in the table' if any(str(k).startswith(prefix) for k in known) else 'to do':<14}{trial.name}")
+    table = results.read_packed(ablation.table) if ablation.table.exists() else None
+    known = [] if table is None else table["trial_id"].to_pylist()
+    trials = [*ablation.tuning(), *([] if table is None else ablation.tuning(taught=True, table=table))]
+    trials += [*ablation.methods_trials(table), *ablation.variants_trials(table), *ablation.upgrade_trials(table)]
+    for trial in trials:
+        console.print(f"{'in the table' if trial.id in known else 'to do':<14}{trial.name}")
 
 
 def main(

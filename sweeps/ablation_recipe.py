@@ -95,26 +95,24 @@ class Ablation:
 
     def tuning(self, *, taught: bool = False, table: pa.Table | None = None) -> list[Trial]:
         """Every method at every rate; those that a dense network teaches come when that one's rate is known."""
+        methods = [name for name, change in self.file.methods.items() if self._taught(change) == taught]
+        return [trial for name in methods for trial in self._tuning_of(name, table).values()]
+
+    def _tuning_of(self, name: str, table: pa.Table | None) -> dict[float, Trial]:
+        """One method at every rate, by rate."""
         tuning = self.file.tuning
         if tuning is None:
-            return []
-        trials = []
-        for name, change in self.file.methods.items():
-            if self._taught(change) == taught:
-                teacher = self._teacher_rate(table) if taught else {}
-                trials += [
-                    Trial(
-                        f"tuning/{name}/{tuning.key}={value:g}/s{tuning.seed}",
-                        self._recipe(
-                            change,
-                            teacher,
-                            tuning.set,
-                            {tuning.key: value, "train.seed": tuning.seed, "sweep.split": "validation"},
-                        ),
-                    )
-                    for value in tuning.values_of.get(name, tuning.values)
-                ]
-        return trials
+            return {}
+        change = self.file.methods[name]
+        teacher = self._teacher_rate(table) if self._taught(change) else {}
+        fixed = {"train.seed": tuning.seed, "sweep.split": "validation"}
+        return {
+            value: Trial(
+                f"tuning/{name}/{tuning.key}={value:g}/s{tuning.seed}",
+                self._recipe(change, teacher, tuning.set, {tuning.key: value, **fixed}),
+            )
+            for value in tuning.values_of.get(name, tuning.values)
+        }
 
     def methods_trials(self, table: pa.Table | None) -> list[Trial]:
         """Every method, at its own rate, with every seed."""
@@ -191,10 +189,9 @@ class Ablation:
             return {}
         key, seen = self.file.tuning.key, {}
         by: Literal["own", "dense"] = "own" if name == "independent" else "dense"
-        for value in self.file.tuning.values_of.get(name, self.file.tuning.values):
-            prefix = f"tuning/{name}/{key}={value:g}/"
-            rows = [r for r in table.to_pylist() if (r["trial_id"] or "").startswith(prefix) and self._counts(r, by)]
-            if rows:
+        every = table.to_pylist()
+        for value, trial in self._tuning_of(name, table).items():  # by what they are: their names may have meant others
+            if rows := [r for r in every if r["trial_id"] == trial.id and self._counts(r, by)]:
                 seen[value] = sum(r["map"] for r in rows) / len(rows)
         return {key: max(seen, key=lambda value: seen[value])} if seen else {}
 

@@ -101,6 +101,11 @@ class Objective:
         where a method does not look."""
         return {}
 
+    @property
+    def untrained(self) -> frozenset[str]:
+        """Modules of the network that no loss reaches; they stay as they are, without decay."""
+        return frozenset() if self.term is None or self.term.own_loss else frozenset(["classifier"])
+
     def parameters(self) -> dict[str, nn.Parameter]:
         """What is learned beside the network, by name; the optimiser steps it without weight decay."""
         return {}

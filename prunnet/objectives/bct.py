@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -9,15 +10,18 @@ from prunnet.config import TrainConfig
 from prunnet.errors import ConfigError
 from prunnet.nets import RetrievalNet
 from prunnet.objectives import Context, Term
+from prunnet.objectives.prototypes import class_prototypes
 
 
 class Bct(Term):
     """Cross-entropy through the old network's frozen classifier, beside the own loss.
 
-    Images of classes that the old network was not trained on have no old label: they count as zero, and the sum
-    over the others is divided by all images, so that workers with different shares of them still agree.
+    Images of classes that the old network was not trained on have no old label. Under `train.bct_unknown: skip` they
+    count as zero, and the sum over the others is divided by all images, so that workers with different shares of them
+    still agree. Under `synthesise` the old classifier gets a row for each such class: the direction of the mean of its
+    images' old embeddings, the mean length of the old rows, the mean of the old biases.
 
-    Raises ConfigError where the old file holds no classifier, the embeddings differ in length, or no class is shared.
+    Raises ConfigError where the old file holds no trained classifier, or no class is shared (`skip`).
     """
 
     def __init__(self, net: RetrievalNet, config: TrainConfig, context: Context) -> None:
@@ -25,12 +29,27 @@ class Bct(Term):
         old = context.old
         if old.classifier is None:
             raise ConfigError(f"bct needs the old network's classifier, which {old.path!r} does not hold")
+        if "classifier" in old.untrained:
+            raise ConfigError(
+                f"bct needs the old network's classifier, which the training of {old.path!r} never reached (asymmetric "
+                "and regression have no loss through it); valid: a network of another method"
+            )
         weight, bias = old.classifier
         self.weight, self.bias = weight.detach(), bias.detach()
         self.old_label = old.labels
-        """[classes]: the old network's label of each new class, -1 where it had none."""
+        """[classes]: the row of the old classifier of each new class, -1 where it has none."""
+        unknown = self.old_label < 0
+        if config.bct_unknown == "synthesise" and bool(unknown.any()):
+            directions = class_prototypes(old.embed, context)[unknown].to(self.weight)
+            rows = len(self.weight) + torch.arange(len(directions), device=unknown.device)
+            self.old_label = self.old_label.masked_scatter(unknown, rows)
+            self.weight = torch.cat([self.weight, directions * self.weight.norm(dim=1).mean()])
+            self.bias = torch.cat([self.bias, self.bias.mean().expand(len(directions))])
         if not bool((self.old_label >= 0).any()):
-            raise ConfigError(f"bct: the old network {old.path!r} was trained on none of the new classes")
+            raise ConfigError(
+                f"bct: the old network {old.path!r} was trained on none of the new classes; "
+                "train.bct_unknown=synthesise makes rows of its classifier for them"
+            )
 
     def targets(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         return (self.old_label[labels],)

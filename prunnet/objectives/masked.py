@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,9 @@ from prunnet.narrow import Narrow
 from prunnet.nets import RetrievalNet
 from prunnet.objectives import Context, Objective, Part, Term, mean
 from prunnet.rows import LayerRows
+
+_LOOKS = 10
+"""How often in a training a pass on smaller tensors is compared with a masked one."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Masked(Objective):
         self._conflicts: list[Tensor] = []
         self._narrows: bool | None = None
         """Whether passes of channel cuts run on smaller tensors; None: not looked at yet."""
+        self._looks_every = max(1, context.total_steps // _LOOKS)
+        """Steps between two looks whether they still give what masks give."""
         self._both = Both(net)
         self._threads = ThreadPoolExecutor(torch.get_num_threads())
 
@@ -103,6 +108,7 @@ class Masked(Objective):
         self.capacities = self.draw(step)
         self.update_masks()
         parts = self.parts(images, labels)
+        self._look(parts[0][0], step)
         passes = [self._pass(parts, index) for index in range(len(self.capacities))]
         losses = [run.loss for run in passes]
         weights = self.pass_weights(losses)
@@ -117,7 +123,7 @@ class Masked(Objective):
     def _pass(self, parts: Sequence[Part], index: int) -> _Pass:
         """Gradients of one pass, in the order of `weights`, `readers` and, from the main one, `shared`."""
         learned = {**self.weights, **self.readers}
-        mask, narrow = self._mask(index), self._narrow(index, parts[0][0])
+        mask, narrow = self._mask(index), self._narrow(index)
         used: dict[str, Tensor] = dict(learned)
         tensors: dict[str, Tensor] = {}
         if narrow is not None:
@@ -143,24 +149,34 @@ class Masked(Objective):
         loss = total_loss(self.config, self.term, logits, features, labels, targets)
         return [*torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True), loss.detach()]
 
-    def _narrow(self, index: int, images: Tensor) -> Narrow | None:
-        """A pass' cut as smaller tensors, where that gives what masks give (looked at once); never the main one's,
-        which trains what all capacities share."""
+    def _narrow(self, index: int) -> Narrow | None:
+        """A pass' cut as smaller tensors, where that gives what masks give; never the main one's, which trains what all
+        capacities share."""
         mask = self._mask(index)
-        if index == 0 or mask is None or self._narrows is False:
-            return None
+        return None if index == 0 or mask is None or not self._narrows else self.selection.narrow(mask)
+
+    def _look(self, images: Tensor, step: int) -> None:
+        """Looks whether smaller tensors give what masks give: at the first step of a process with every branch heard
+        (timm starts them silent), then now and then as the network stands, each time at another pass."""
+        first = self._narrows is None
+        if len(self.capacities) == 1 or self._narrows is False or not (first or step % self._looks_every == 0):
+            return
+        index = 1 + step // self._looks_every % (len(self.capacities) - 1)
+        mask = self._mask(index)
+        assert mask is not None
         narrow = self.selection.narrow(mask)
-        if self._narrows is None:
+
+        def features(tensors: dict[str, Tensor]) -> Tensor:
+            return self._both.run(images[:2], tensors, torch.float32)[1]
+
+        agrees = narrow is not None
+        if narrow is not None:
             learned = {**self.weights, **self.readers}
             masked = {f"net.{n}.weight": self.masks[n].apply(w, mask) for n, w in learned.items()}
-
-            def features(tensors: dict[str, Tensor]) -> Tensor:
-                return self._both.run(images[:2], tensors, torch.float32)[1]
-
-            agrees = narrow is not None and narrow.agrees(learned, masked, features)
-            (shares,) = self.reducer.average([torch.tensor([float(agrees)], device=images.device)])
-            self._narrows = float(shares) == 1.0  # all workers alike, or they would send gradients of different sizes
-        return narrow if self._narrows else None
+            with prunable.unit_scales(self.net) if first else nullcontext():
+                agrees = narrow.agrees(learned, masked, features)
+        (shares,) = self.reducer.average([torch.tensor([float(agrees)], device=images.device)])
+        self._narrows = float(shares) == 1.0  # all workers alike, or they would send gradients of different sizes
 
     def _mask(self, index: int) -> int | None:
         """Which of `masks` a pass has; None: it is dense."""

@@ -9,6 +9,8 @@ from torch import Tensor
 from prunnet.objectives.prototypes import Prototypes
 
 S_OLD, S_NEW = 0.4, 0.01
+SCALES = {"paper": (S_OLD, S_NEW), "released": (S_OLD**2, S_OLD * S_NEW)}
+"""`train.ndpp_scale`: (s_old, s_new). The release multiplies by 0.4 twice."""
 
 
 class Ndpp(Prototypes):
@@ -18,7 +20,7 @@ class Ndpp(Prototypes):
 
     def perturb(self, old: Tensor, new: Tensor, epoch: int) -> Tensor:
         neighbours = self.config.neighbours or max(5, len(old) // 240)
-        return perturb(old, new, neighbours)
+        return perturb(old, new, neighbours, *SCALES[self.config.ndpp_scale])
 
 
 @torch.no_grad()

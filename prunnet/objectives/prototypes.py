@@ -3,11 +3,13 @@ and what `ndpp` and `odpp` share."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from prunnet.config import TrainConfig
+from prunnet.errors import DataError
 from prunnet.nets import RetrievalNet
 from prunnet.objectives import Context, Term
 
@@ -83,22 +85,26 @@ def prototype_loss(features: Tensor, labels: Tensor, everyone: Tensor, own: Tens
 def class_prototypes(embed, context: Context, batch_size: int = 256) -> Tensor:  # type: ignore[no-untyped-def]
     """[classes, d] normalised means of `embed(images, dtype)` over the training images under the evaluation transform.
 
-    Each worker embeds its share; sums are added up over the workers in float64. float32.
+    Each worker embeds its share, which may hold no image of a class, or none at all; sums are added up over the workers
+    in float64. float32. Raises DataError for a label below the largest that no training image has.
     """
-    images, preprocessing, reducer = context.train_set, context.preprocessing, context.reducer
+    images, preprocessing, reducer, old = context.train_set, context.preprocessing, context.reducer, context.old
     assert images is not None
     assert preprocessing is not None
-    device = context.old.device if context.old is not None else torch.device("cpu")
-    classes = int(images.labels.max()) + 1
-    total: Tensor | None = None
+    assert old is not None
+    device, dim = old.device, old.cut.embedding_dim  # the new network's, too
+    counts = np.bincount(images.labels)
+    if not counts.all():
+        raise DataError(
+            f"class {int(counts.argmin())} of {len(counts)} has no training image, so it has no prototype; valid: "
+            "labels 0, 1, 2, … without a gap"
+        )
+    total = torch.zeros(len(counts), dim, dtype=torch.float64, device=device)
     own = torch.arange(reducer.rank, len(images), reducer.world)
     for part in own.split(batch_size):
         pixels = torch.from_numpy(images.read(part.numpy())).to(device)
         labels = torch.from_numpy(images.labels[part.numpy()]).to(device)
         embeddings = F.normalize(embed(preprocessing.normalise(pixels), context.dtype).double())
-        if total is None:
-            total = embeddings.new_zeros(classes, embeddings.shape[1])
         total.index_add_(0, labels, embeddings)
-    assert total is not None
     (mean,) = reducer.average([total])
     return F.normalize(mean).float()

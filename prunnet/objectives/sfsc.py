@@ -1,5 +1,5 @@
 """SFSC: switchable widths, evidential loss, uncertainty priorities, PCGrad over the whole network (Wu et al., CVPR
-2023, arXiv 2206.08289; METHODS section 3), and the variant that PrunNet's release compares with."""
+2023, arXiv 2206.08289; METHODS section 3), and what PrunNet's release runs under that name."""
 
 from __future__ import annotations
 
@@ -11,17 +11,27 @@ from prunnet.conflict import combine
 from prunnet.objectives.masked import step_seed
 from prunnet.objectives.switchable import Switchable
 
+_LARGEST = 15.0
+"""Logit up to which evidence grows as its exponent: exp(15) is a hundred times the classes of large data sets, and
+float32 still tells the sums of evidence apart."""
+
 
 class Sfsc(Switchable):
     """The losses go through the full model's classifier, which the full model alone trains. Every other shared
     parameter gets the PCGrad combination of all passes, taken as one long vector."""
 
     def own_loss(self, logits: Tensor, labels: Tensor, index: int, step: int) -> Tensor | None:
+        if self.config.evidential == "none":
+            return None
         annealed = min(1.0, 2 * step / self.total_steps)
-        return evidential_loss(logits, labels, self.config.evidence * annealed)
+        return evidential_loss(logits, labels, self.config.evidence * annealed, self._kind)
 
     def uncertainty(self, logits: Tensor) -> Tensor:
-        return uncertainty(logits).mean()
+        return uncertainty(logits, self._kind).mean()
+
+    @property
+    def _kind(self) -> str:
+        return self.config.evidential or "exp"
 
     def combine(self, passes: list[list[Tensor]], uncertainties: list[Tensor], step: int) -> None:
         classifier = {id(p) for p in self.net.classifier.parameters()}
@@ -61,31 +71,37 @@ class Sfsc(Switchable):
 
 
 class SfscReleased(Sfsc):
-    """As re-implemented in PrunNet's release: the full model by plain cross-entropy, the others with a KL term of alpha
-    itself at a constant 0.0005, no priorities, PCGrad over all shared parameters with the classifier, mean."""
-
-    def own_loss(self, logits: Tensor, labels: Tensor, index: int, step: int) -> Tensor | None:
-        return evidential_loss(logits, labels, 0.0005, whole=True) if index else None
+    """As PrunNet's release runs it: each of its commands sets USE_SFSC_LOSS to False, so that what is left is
+    cross-entropy with PCGrad over all shared parameters, the classifier among them; no priorities, mean."""
 
     def combine(self, passes: list[list[Tensor]], uncertainties: list[Tensor], step: int) -> None:
         self._project(passes, list(range(len(self.shared))), self._priorities(uncertainties), step)
 
 
-def evidential_loss(logits: Tensor, labels: Tensor, weight: float, *, whole: bool = False) -> Tensor:
-    """Mean over images of E_Dir(alpha)[-log p_y] + weight * KL(Dir(alpha~) || Dir(1)), alpha = softplus(logits) + 1.
+def evidence(logits: Tensor, kind: str) -> Tensor:
+    """What speaks for each class, >= 0: `exp` of the logit (clamped at 15) or `softplus`. [B, K] -> [B, K].
+
+    Beside it every class has a prior mass of 1. Softplus must reach a logit of K to outweigh the K of them, and its
+    gradient is then a K-th of cross-entropy's; exp reaches it at log K.
+    """
+    return F.softplus(logits) if kind == "softplus" else torch.exp(logits.clamp(max=_LARGEST))
+
+
+def evidential_loss(logits: Tensor, labels: Tensor, weight: float, kind: str) -> Tensor:
+    """Mean over images of E_Dir(alpha)[-log p_y] + weight * KL(Dir(alpha~) || Dir(1)), alpha = evidence + 1.
 
     E[-log p_y] = psi(S) - psi(alpha_y), S = sum alpha. alpha~ is alpha with the true class' entry set to 1, so that
-    evidence for wrong classes alone is punished; `whole` takes alpha itself, as the release does.
+    evidence for wrong classes alone is punished.
 
     Args:
-        logits: [B, K]. labels: [B]. weight: >= 0.
+        logits: [B, K]. labels: [B]. weight: >= 0. kind: see `evidence`.
     """
-    alpha = F.softplus(logits) + 1
+    alpha = evidence(logits, kind) + 1
     own = alpha.gather(1, labels[:, None])
     expected = torch.digamma(alpha.sum(dim=1)) - torch.digamma(own).squeeze(1)
     if weight == 0:
         return expected.mean()
-    wrong = alpha if whole else alpha.scatter(1, labels[:, None], 1.0)
+    wrong = alpha.scatter(1, labels[:, None], 1.0)
     return (expected + weight * kl_to_uniform(wrong)).mean()
 
 
@@ -97,6 +113,6 @@ def kl_to_uniform(alpha: Tensor) -> Tensor:
     return log_normaliser + ((alpha - 1) * (torch.digamma(alpha) - torch.digamma(total))).sum(dim=1)
 
 
-def uncertainty(logits: Tensor) -> Tensor:
+def uncertainty(logits: Tensor, kind: str) -> Tensor:
     """u = K / S in (0, 1] for logits [B, K] -> [B]."""
-    return logits.shape[1] / (F.softplus(logits) + 1).sum(dim=1)
+    return logits.shape[1] / (evidence(logits, kind) + 1).sum(dim=1)
