@@ -42,6 +42,8 @@ class Trial:
             for section in ("data", "sweep"):
                 if root := dump.get(section, {}).get("root"):
                     dump[section]["root"] = Path(root).name
+            if dump.get("data", {}).pop("fingerprint", None) and not dump["data"]:
+                del dump["data"]
             if self.old is not None:
                 dump["train"].pop("old", None)
         return f"{self.name}/{hashing.of_json([METHOD_VERSION, *dumps])[:10]}"
