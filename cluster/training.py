@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from cluster import checkpoints
+from cluster.ending import AGAIN
 from cluster.progress import Board, watched
 from prunnet import data, probe, resume
 from prunnet.config import Recipe
@@ -130,6 +131,8 @@ def _fit(
         except ray.train.TrainingFailedError as error:
             raise_refusal(board)
             raise RuntimeError(f"training failed: {one_line(error)[:2000]}") from error
+        except ray.exceptions.RayActorError:
+            raise RuntimeError(f"the process of Ray Train's controller died; {AGAIN}") from None
     raise_refusal(board)
     assert result.checkpoint is not None
     return result.checkpoint
