@@ -21,26 +21,27 @@ KEPT = 2
 LIST = "checkpoint_manager_snapshot.json"
 
 
-def mend(run: Path, training_hash: str) -> list[str]:
+def mend(run: Path, training_hash: str) -> tuple[resume.Intact | None, list[str]]:
     """Makes sure that the training in `run` goes on from its newest intact checkpoint, which all workers then get.
 
     Without a list nothing was registered yet, or somebody removed the list to start over: nothing is done.
 
     Returns:
-        What was mended, a line each, for the user; empty where nothing was damaged.
+        The checkpoint that the training will go on from, if any, and what was mended, a line each, for the user; no
+        line where nothing was damaged.
 
     Raises:
         CheckpointError: no checkpoint is intact; names each with its damage.
     """
     registered = run / LIST
     if not registered.exists():
-        return []
+        return None, []
     names = _named(registered)
     damaged: dict[str, str] = {}
     if names:
         intact, damaged = resume.intact([run / names[-1]], training_hash)
         if intact and all((run / name).is_dir() for name in names):
-            return []
+            return intact[0], []
     left = [path for path in run.glob("checkpoint_*") if path.name not in damaged]
     intact, others = resume.intact(sorted(left), training_hash)
     if not intact:
@@ -52,8 +53,8 @@ def mend(run: Path, training_hash: str) -> list[str]:
     write_text(registered, _list(kept))
     newest = f"{kept[-1].folder.name} (step {kept[-1].step})"
     if damaged:
-        return [f"{reason}; training goes on from {newest}" for reason in damaged.values()]
-    return [f"{str(registered)!r} was torn and is made again; training goes on from {newest}"]
+        return kept[-1], [f"{reason}; training goes on from {newest}" for reason in damaged.values()]
+    return kept[-1], [f"{str(registered)!r} was torn and is made again; training goes on from {newest}"]
 
 
 def _named(registered: Path) -> list[str] | None:

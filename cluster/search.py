@@ -92,14 +92,15 @@ def run(job: Job, trial: Trial, hosts: Sequence[Any], callbacks: Sequence[Any] =
     recipe, folder = trial.recipe, place(job.folder)
     console = Console(quiet=True)
     files: dict[float, Path] = {}
+    dataset = data.load_for(recipe)
     for stage in stages(recipe):
         ready = stage.ready(files.get(1.0, folder))
         path = files[stage.capacity] = folder / "models" / f"{ready.training_hash()[:24]}.safetensors"
-        if not finished(path, ready):
+        if not finished(path, ready, dataset):
             watched = job.probe is not None and not METHODS[recipe.train.method].single
             watch = Watch(job.probe, trial.id, str(job.results_of(trial))) if watched and job.probe else None
-            train(ready, job.work_of(trial), path, console, watch=watch, callbacks=callbacks)
-    dataset, family = data.load_for(recipe), Family.load(files)
+            train(ready, job.work_of(trial), path, console, dataset, watch=watch, callbacks=callbacks)
+    family = Family.load(files)
     units = plan_units(recipe, family, dataset, trial.id)
     known = results.finished_keys(job.results_of(trial))
     missing = units.missing_tests(known)

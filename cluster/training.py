@@ -25,9 +25,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from cluster import checkpoints
+from cluster.ending import AGAIN
 from cluster.progress import Board, watched
 from prunnet import data, probe, resume
 from prunnet.config import Recipe
+from prunnet.data.base import Dataset
 from prunnet.errors import CheckpointError, ConfigError, DataWarning, PrunnetError, one_line
 from prunnet.families import make_trainer
 from prunnet.probe import Probe, ProbeConfig
@@ -56,6 +58,7 @@ def train(
     folder: Path,
     model_path: Path,
     console: Console,
+    dataset: Dataset,
     *,
     watch: Watch | None = None,
     callbacks: Sequence[Any] = (),
@@ -64,30 +67,38 @@ def train(
 
     Args:
         folder: of Ray Train's own files, on storage that all nodes share.
+        dataset: as the driver sees it; workers load their own.
         watch: reports a `score` with every epoch.
         callbacks: Ray Train's, which are told of every report.
 
     Raises:
-        ConfigError: what a worker says of the recipe. CheckpointError: no checkpoint of an earlier run is intact.
+        ConfigError: what a worker says of the recipe. DataError: an earlier run saw other images.
+        CheckpointError: no checkpoint of an earlier run is intact.
         RuntimeError: workers failed more often than `cluster.max_failures`.
     """
     name = f"train-{recipe.training_hash()[:12]}"
-    notes = checkpoints.mend(folder / name, recipe.training_hash())
+    how = recipe.data.fingerprint
+    newest, notes = checkpoints.mend(folder / name, recipe.training_hash())
+    if newest is not None:
+        resume.check_images(newest.origin, dataset, how, f"the unfinished training in {str(folder / name)!r}")
+    loop = {"recipe": recipe.model_dump(mode="json"), "watch": watch, "origin": dataset.origin(how)}
     for again in range(_MENDED, -1, -1):
         for note in notes:
             console.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
         try:
-            checkpoint = _fit(recipe, folder, name, console, watch, callbacks)
+            checkpoint = _fit(recipe, folder, name, console, loop, callbacks)
             with checkpoint.as_directory() as final:
                 return resume.export(final, recipe, model_path)
         except CheckpointError:
-            notes = checkpoints.mend(folder / name, recipe.training_hash())  # damaged since it was looked at, perhaps
+            _, notes = checkpoints.mend(
+                folder / name, recipe.training_hash()
+            )  # damaged since it was looked at, perhaps
             if not notes or not again:
                 raise
 
 
 def _fit(
-    recipe: Recipe, folder: Path, name: str, console: Console, watch: Watch | None, callbacks: Sequence[Any]
+    recipe: Recipe, folder: Path, name: str, console: Console, loop: dict[str, Any], callbacks: Sequence[Any]
 ) -> Checkpoint:
     """One run of Ray Train, from the last registered checkpoint to the end; returns the final checkpoint."""
     # Beside the driver: on any other node it would die with that node, and every training after it ask a dead board.
@@ -97,7 +108,7 @@ def _fit(
     gpus = cluster.gpus_per_worker
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"recipe": recipe.model_dump(mode="json"), "board": board, "watch": watch},
+        train_loop_config={**loop, "board": board},
         scaling_config=ScalingConfig(
             num_workers=cluster.workers,
             use_gpu=gpus > 0,
@@ -120,6 +131,8 @@ def _fit(
         except ray.train.TrainingFailedError as error:
             raise_refusal(board)
             raise RuntimeError(f"training failed: {one_line(error)[:2000]}") from error
+        except ray.exceptions.RayActorError:
+            raise RuntimeError(f"the process of Ray Train's controller died; {AGAIN}") from None
     raise_refusal(board)
     assert result.checkpoint is not None
     return result.checkpoint
@@ -145,7 +158,7 @@ def train_worker(config: dict[str, Any]) -> None:
     if "refusal" in ray.get(board.state.remote()):
         return
     try:
-        _train(Recipe.model_validate(config["recipe"]), board, config["watch"])
+        _train(Recipe.model_validate(config["recipe"]), board, config["watch"], config["origin"])
     except FINAL as error:
         told = str(error) if isinstance(error, PrunnetError) else traceback.format_exc()
         user, checkpoint = isinstance(error, PrunnetError), isinstance(error, CheckpointError)
@@ -153,13 +166,13 @@ def train_worker(config: dict[str, Any]) -> None:
         raise
 
 
-def _train(recipe: Recipe, board: Any, watch: Watch | None) -> None:
+def _train(recipe: Recipe, board: Any, watch: Watch | None, origin: dict[str, Any] | None) -> None:
     torch.set_num_threads(max(1, int(recipe.cluster.cpus_per_worker)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # the driver has said it
         dataset = data.load(recipe.data) if watch is None else data.load_for(recipe)
     trainer = make_trainer(recipe, dataset, ray.train.torch.get_device())
-    saver = Saver(trainer, recipe, dataset.class_names, board)
+    saver = Saver(trainer, recipe, dataset.class_names, board, origin)
     if watch is not None:
         saver.watch, saver.probe = watch, Probe(recipe, watch.probe, dataset)
     checkpoint = ray.train.get_checkpoint()
@@ -172,8 +185,16 @@ def _train(recipe: Recipe, board: Any, watch: Watch | None) -> None:
 class Saver:
     """Checkpoints of a trainer, and its progress on the board."""
 
-    def __init__(self, trainer: Trainer, recipe: Recipe, class_names: tuple[str, ...], board: Any) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        recipe: Recipe,
+        class_names: tuple[str, ...],
+        board: Any,
+        origin: dict[str, Any] | None,
+    ) -> None:
         self.trainer, self.recipe, self.class_names, self.board = trainer, recipe, class_names, board
+        self.origin = origin
         self.watch: Watch | None = None
         self.probe: Probe | None = None
         self._score: dict[str, float] = {}
@@ -240,7 +261,7 @@ class Saver:
         metrics = dict(progress.history[-1]) if progress.history else {}
         metrics |= {"step": progress.step, **self._score}
         with tempfile.TemporaryDirectory() as folder:
-            resume.save(folder, self.trainer, self.recipe, self.class_names)
+            resume.save(folder, self.trainer, self.recipe, self.class_names, self.origin)
             written = self.trainer.reducer.rank == 0
             ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder) if written else None)
         self._saved = time.monotonic()

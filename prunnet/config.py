@@ -85,6 +85,10 @@ class DataConfig(Section):
     """query_gallery only: images of a class that become queries."""
     skip_unreadable: bool = False
     """Leave unreadable images out (counted and named) instead of stopping."""
+    fingerprint: Literal["times", "sizes", "content"] = "times"
+    """How training images are told from others when a training is resumed or found finished: times: names, sizes and
+    modification times; sizes: names and sizes, for a copy whose times are its own; content: names and bytes, read once
+    more."""
     rotate: float = 10.0
     """Augmentation of training images: degrees, uniform in ±rotate."""
     translate: float = 0.08
@@ -332,6 +336,7 @@ class Recipe(Section):
         parts = self.model_dump(mode="json", include={"data", "model", "train"})
         for key in ("checkpoint_every_steps", "checkpoint_every_minutes"):
             del parts["train"][key]
+        del parts["data"]["fingerprint"]
         if self.train.granularity == "channel":
             parts["train"]["score_lr"] = self.train.score_rate
         else:

@@ -44,6 +44,8 @@ class Trial:
             for section in ("data", "sweep"):
                 if root := dump.get(section, {}).get("root"):
                     dump[section]["root"] = Path(shown(root)).name
+            if dump.get("data", {}).pop("fingerprint", None) and not dump["data"]:
+                del dump["data"]
             if self.old is not None:
                 dump["train"].pop("old", None)
         revised = [revision for recipe in parts for revision in revisions(recipe.train.model_dump())]

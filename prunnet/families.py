@@ -173,9 +173,15 @@ def make_net(recipe: Recipe, dataset: Dataset) -> RetrievalNet:
     )
 
 
-def finished(path: Path, recipe: Recipe) -> bool:
-    """Whether the file holds this very training's network."""
-    return path.exists() and read_header(path).get("training_hash") == recipe.training_hash()
+def finished(path: Path, recipe: Recipe, dataset: Dataset) -> bool:
+    """Whether the file holds this very training's network; DataError where it was trained on other images."""
+    if not path.exists():
+        return False
+    header = read_header(path)
+    if header.get("training_hash") != recipe.training_hash():
+        return False
+    resume.check_images(header.get("origin"), dataset, recipe.data.fingerprint, repr(str(path)))
+    return True
 
 
 def train_here(
@@ -193,7 +199,7 @@ def train_here(
 
     Raises CheckpointError where both are damaged.
     """
-    if finished(model_path, recipe):
+    if finished(model_path, recipe, dataset):
         return
     state = model_path.parent / f".{model_path.stem}-{recipe.training_hash()[:12]}"
     trainer = make_trainer(recipe, dataset, device)
@@ -201,17 +207,18 @@ def train_here(
     folders = [folder for folder in (state, state / "0", state / "1") if (folder / "state.safetensors").exists()]
     whole, damaged = resume.intact(folders, recipe.training_hash())
     if whole:
+        resume.check_images(whole[-1].origin, dataset, recipe.data.fingerprint, repr(str(whole[-1].folder)))
         resume.restore(whole[-1].folder, trainer, recipe)
         for reason in damaged.values():
             warnings.warn(f"{reason}; training goes on from step {whole[-1].step}", DataWarning, stacklevel=2)
     elif damaged:
         raise CheckpointError(f"{'; '.join(damaged.values())}; remove {str(state)!r} to train from the start")
 
-    latest = [found.folder for found in whole]
+    latest, origin = [found.folder for found in whole], dataset.origin(recipe.data.fingerprint)
 
     def after_epoch(trainer: Trainer) -> None:
         folder = state / str(len(trainer.progress.history) % 2)
-        resume.save(folder, trainer, recipe, dataset.class_names)
+        resume.save(folder, trainer, recipe, dataset.class_names, origin)
         latest.append(folder)
         if report is not None:
             report(trainer)

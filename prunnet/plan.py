@@ -204,7 +204,7 @@ def _unsaid(recipe: Recipe) -> set[str]:
 
 def portable(data: dict[str, Any]) -> dict[str, Any]:
     """A data (or sweep) section that names its files without saying where they lie: rows of two machines are equal."""
-    changed = dict(data)
+    changed = {key: value for key, value in data.items() if key != "fingerprint"}
     if data.get("root"):
         changed["root"] = Path(shown(data["root"])).name
     if data.get("holdout") == "list":

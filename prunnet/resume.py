@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from prunnet.checkpoint import (
     save_training,
 )
 from prunnet.config import Recipe
+from prunnet.data.base import Dataset, changed
 from prunnet.data.transforms import Preprocessing
-from prunnet.errors import CheckpointError
+from prunnet.errors import CheckpointError, DataError
 from prunnet.storage import place
 from prunnet.subnetworks import dense_statistics
 from prunnet.training import Trainer, batchnorm_state
@@ -37,6 +38,8 @@ class Intact:
     step: int
     metrics: dict[str, Any]
     """Of its last finished epoch, and `step`."""
+    origin: dict[str, Any] | None
+    """Of the images that were trained on; None in files of before it was kept."""
 
 
 def intact(folders: Iterable[str | Path], training_hash: str) -> tuple[list[Intact], dict[str, str]]:
@@ -52,12 +55,27 @@ def intact(folders: Iterable[str | Path], training_hash: str) -> tuple[list[Inta
             _, header = load_tensors(folder / "state.safetensors", TRAINING)
             _check_hash(folder, header, training_hash)
             history, step = header["history"], int(header["step"])
-            whole.append(Intact(folder, step, {**(history[-1] if history else {}), "step": step}))
+            metrics = {**(history[-1] if history else {}), "step": step}
+            whole.append(Intact(folder, step, metrics, header.get("origin")))
         except CheckpointError as error:
             damaged[folder.name] = f"checkpoint {folder.name} is damaged: {error}"
         except (KeyError, TypeError, ValueError, IndexError):
             damaged[folder.name] = f"checkpoint {folder.name} is damaged: its header is not one of a training"
     return sorted(whole, key=lambda found: found.step), damaged
+
+
+def check_images(before: Mapping[str, Any] | None, dataset: Dataset, how: str, what: str) -> None:
+    """DataError where the training images are not those that `what` was trained on, as far as both say.
+
+    Args:
+        how: `data.fingerprint`.
+    """
+    now = dataset.origin(how) if before else None
+    if before and now and (said := changed(before, now, how)):
+        accept = "; data.fingerprint=sizes looks at no times" if said == "other modification times of images" else ""
+        raise DataError(
+            f"{what} was trained on other images ({said}): --fresh trains anew, another name keeps both{accept}"
+        )
 
 
 def _check_hash(folder: str | Path, header: dict[str, Any], training_hash: str) -> None:
@@ -68,15 +86,22 @@ def _check_hash(folder: str | Path, header: dict[str, Any], training_hash: str) 
         )
 
 
-def save(folder: str | Path, trainer: Trainer, recipe: Recipe, class_names: Sequence[str]) -> None:
-    """Every worker calls it; rank 0 writes a checkpoint into `folder`.
+def save(
+    folder: str | Path,
+    trainer: Trainer,
+    recipe: Recipe,
+    class_names: Sequence[str],
+    origin: Mapping[str, Any] | None = None,
+) -> None:
+    """Every worker calls it; rank 0 writes a checkpoint into `folder`. `origin`: of the training images.
 
     Running statistics differ between workers: each one's own are kept for an exact resume, and the network's
     are their mean. The training itself never sees the mean. When the training is over they are also re-estimated.
     """
     everyones = {name: trainer.reducer.gather(b) for name, b in batchnorm_state(trainer.net).items()}
     if trainer.reducer.rank == 0:
-        tensors, header = _tensors(trainer, everyones), _header(trainer, recipe, class_names)
+        tensors = _tensors(trainer, everyones)
+        header = {**_header(trainer, recipe, class_names), **({"origin": dict(origin)} if origin else {})}
         if trainer.progress.step >= trainer.total_steps:
             statistics = dense_statistics(trainer.net, trainer.train_set, trainer.preprocessing)
             if statistics is not None:
@@ -123,6 +148,7 @@ def export(folder: str | Path, recipe: Recipe, model_path: str | Path) -> None:
     net.load_state_dict({n.removeprefix("net."): t for n, t in tensors.items() if n.startswith("net.")})
     own = {n.removeprefix(CALIBRATED): t for n, t in tensors.items() if n.startswith(CALIBRATED)}
     history = header["history"]
+    origin = {"origin": header["origin"]} if "origin" in header else {}
     save_network(
         model_path,
         net,
@@ -138,6 +164,7 @@ def export(folder: str | Path, recipe: Recipe, model_path: str | Path) -> None:
         epoch=int(history[-1]["epoch"]),
         images_seen=int(history[-1]["images_seen"]),
         train_seconds=sum(entry["seconds"] for entry in history),
+        **origin,
     )
 
 

@@ -100,7 +100,7 @@ def trained_networks(recipe: Recipe, run: Run, dataset: Dataset, console: Consol
 
 def train_stage(recipe: Recipe, run: Run, path: Path, dataset: Dataset, console: Console, cluster: ExitStack) -> None:
     """One network on the cluster, unless it is finished."""
-    if finished(path, recipe):
+    if finished(path, recipe, dataset):
         console.print(f"training: {path.name} finished before ({recipe.train.epochs} epochs), nothing to do")
         return
     # What workers would refuse is said here, at once, before any is started.
@@ -111,7 +111,7 @@ def train_stage(recipe: Recipe, run: Run, path: Path, dataset: Dataset, console:
         f"training {recipe.train.method}{capacity} on {len(dataset.train)} images of {len(dataset.class_names)} classes"
     )
     cluster.enter_context(session(recipe.cluster))
-    train(recipe, run.training, path, console)
+    train(recipe, run.training, path, console, dataset)
 
 
 def evaluate_missing(

@@ -218,14 +218,58 @@ def test_a_capacity_that_keeps_failing_is_reported_and_the_rest_is_done(
     assert outcome(tmp_path) == outcome(undisturbed)
 
 
-def test_a_torn_list_of_checkpoints_is_named(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_and_a_torn_list_of_them_change_nothing(
+    data: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Issue 15, number 4: the training goes on from the checkpoint before, and says so."""
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     (tmp_path / "job" / "model.safetensors").unlink()
     snapshot = next(tmp_path.glob("job/training/*/checkpoint_manager_snapshot.json"))
     snapshot.write_text(snapshot.read_text()[:-30])
+    newest = max(snapshot.parent.glob("checkpoint_*/state.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:-1000])
     done = run(command(data, tmp_path))
-    assert done.returncode == 2
-    assert f"'{snapshot}' is torn; remove that file" in done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "was torn and is made again; training goes on from checkpoint_" in done.stdout
+    assert "epoch 12" in done.stdout
+    assert "epoch 11" not in done.stdout.replace("epoch 11/12", "")
+    assert outcome(tmp_path) == outcome(undisturbed)
+
+
+def stopped(job: subprocess.Popen[str], signum: int) -> str:
+    """Sends a signal; asserts that the job ends in time and leaves nothing behind. Returns its last line."""
+    family = psutil.Process(job.pid).children(recursive=True)
+    job.send_signal(signum)
+    output = job.communicate(timeout=10)[0]
+    assert job.returncode == 128 + signum, output
+    _, alive = psutil.wait_procs(family, timeout=0.5)
+    assert not alive
+    assert "Traceback" not in output
+    return next(line for line in reversed(output.splitlines()) if line.strip())
+
+
+def test_a_stopped_job_says_how_to_go_on_and_goes_on(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Issue 15, number 14: Ctrl-C was taken by Ray Train, and SIGTERM ended with a trace of C++ and exit code 15."""
+    job = start(command(data, tmp_path))
+    wait_until(lambda: checkpoints(tmp_path) >= 1, job)
+    assert stopped(job, signal.SIGINT) == "stopped by Ctrl-C (SIGINT); run the same command again to go on"
+    job = start(command(data, tmp_path, "--set", "train.checkpoint_every_steps=2"))
+    before = checkpoints(tmp_path)
+    wait_until(lambda: descendants(job, "RayTrainWorker") and checkpoints(tmp_path) >= before, job)
+    assert stopped(job, signal.SIGTERM) == "stopped by SIGTERM; run the same command again to go on"
+    job = start(command(data, tmp_path))
+    wait_until(lambda: len(list(tmp_path.glob("job/features/[!.]*"))) >= 1, job)
+    assert "stopped by Ctrl-C" in stopped(job, signal.SIGINT)
+    job = start(command(data, tmp_path))
+    wait_until(lambda: descendants(job, "ray::EvaluationActor"), job)
+    gcs = next(p for p in psutil.Process(job.pid).children(recursive=True) if p.name() == "gcs_server")
+    gcs.kill()
+    output = job.communicate(timeout=15)[0]
+    assert job.returncode == 2, output
+    assert "error: Ray is lost (Ray's gcs_server process died); run the same command again to go on" in output
+    done = run(command(data, tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert outcome(tmp_path) == outcome(undisturbed)
 
 
 def test_a_training_that_diverges_is_said_and_not_tried_again(data: Path, tmp_path: Path) -> None:

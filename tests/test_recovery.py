@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from cluster import checkpoints, training
 from prunnet import data, resume
 from prunnet.checkpoint import load_network
 from prunnet.config import Recipe, parse_recipe
-from prunnet.errors import CheckpointError, DataWarning
-from prunnet.families import make_trainer, train_here
+from prunnet.errors import CheckpointError, DataError, DataWarning
+from prunnet.families import finished, make_trainer, train_here
+from tests.conftest import image_folder
 
 TINY = {
     "data": {"classes": 4, "images_per_class": 4, "image_size": 16},
@@ -87,13 +89,13 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
 ) -> None:
     """Issue 15, number 4: whatever is wrong with the newest checkpoint, all workers are given the one before it."""
     registered = ray_folder(tmp_path, epochs, 2, 3)
-    assert checkpoints.mend(tmp_path, recipe.training_hash()) == []
+    assert checkpoints.mend(tmp_path, recipe.training_hash())[1] == []
     damage(tmp_path / "checkpoint_3" / "state.safetensors")
-    (note,) = checkpoints.mend(tmp_path, recipe.training_hash())
+    _, (note,) = checkpoints.mend(tmp_path, recipe.training_hash())
     assert "checkpoint checkpoint_3 is damaged" in note
     assert "goes on from checkpoint_2 (step 4)" in note
     assert newest(registered) == "checkpoint_2"
-    assert checkpoints.mend(tmp_path, recipe.training_hash()) == []
+    assert checkpoints.mend(tmp_path, recipe.training_hash())[1] == []
 
 
 TORN = {
@@ -114,7 +116,7 @@ def test_a_torn_list_of_checkpoints_is_made_again(kind: str, recipe: Recipe, epo
     registered = ray_folder(tmp_path, epochs, 2, 3)
     torn = TORN[kind](json.loads(registered.read_text()))
     registered.write_text(torn, encoding="utf-8", errors="surrogateescape")
-    (note,) = checkpoints.mend(tmp_path, recipe.training_hash())
+    _, (note,) = checkpoints.mend(tmp_path, recipe.training_hash())
     assert "step 6" in note
     assert newest(registered) == "checkpoint_3"
     assert [r["checkpoint_dir_name"] for r in json.loads(registered.read_text())["checkpoint_results"]] == [
@@ -135,7 +137,7 @@ def test_where_no_checkpoint_is_intact_each_is_named(recipe: Recipe, epochs: Pat
 
 
 def test_a_training_whose_checkpoint_is_damaged_while_it_runs_goes_on_from_the_one_before(
-    recipe: Recipe, epochs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, dataset: Any, epochs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Issue 15, number 4: workers that start again, or the export, may be the first who see the damage."""
     name = f"train-{recipe.training_hash()[:12]}"
@@ -151,14 +153,14 @@ def test_a_training_whose_checkpoint_is_damaged_while_it_runs_goes_on_from_the_o
 
     monkeypatch.setattr(training, "_fit", fit)
     console = Console(record=True, quiet=False, width=400)
-    training.train(recipe, tmp_path, tmp_path / "model.safetensors", console)
+    training.train(recipe, tmp_path, tmp_path / "model.safetensors", console, dataset)
     assert began_from == ["checkpoint_4", "checkpoint_3"]
     assert "checkpoint checkpoint_4 is damaged" in console.export_text()
     assert load_network(tmp_path / "model.safetensors")[1]["weights_sha"]
 
 
 def test_a_refusal_that_no_checkpoint_explains_is_said_once(
-    recipe: Recipe, epochs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, dataset: Any, epochs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray_folder(tmp_path / f"train-{recipe.training_hash()[:12]}", epochs, 3, 4)
     calls: list[int] = []
@@ -169,7 +171,7 @@ def test_a_refusal_that_no_checkpoint_explains_is_said_once(
 
     monkeypatch.setattr(training, "_fit", fit)
     with pytest.raises(CheckpointError, match=r"train\.old"):
-        training.train(recipe, tmp_path, tmp_path / "model.safetensors", Console(quiet=True))
+        training.train(recipe, tmp_path, tmp_path / "model.safetensors", Console(quiet=True), dataset)
     assert calls == [1]
 
 
@@ -204,3 +206,78 @@ def test_the_only_checkpoint_of_an_earlier_release_is_still_read(
     seen: list[int] = []
     train_here(recipe, dataset, model, report=lambda trainer: seen.append(len(trainer.progress.history)))
     assert seen == [4]
+
+
+def on_files(root: Path, **data_keys: object) -> Recipe:
+    section = {"name": "imagefolder", "root": str(root), "image_size": 16, **data_keys}
+    return parse_recipe({**TINY, "data": section, "train": {**TINY["train"], "epochs": 2}})
+
+
+def test_a_finished_training_says_when_its_images_were_changed(tmp_path: Path) -> None:
+    """Issue 15, number 7: a changed image under data.root was "nothing to do"."""
+    root, model = image_folder(tmp_path / "images"), tmp_path / "model.safetensors"
+    recipe = on_files(root)
+    train_here(recipe, data.load_for(recipe), model)
+    assert finished(model, recipe, data.load_for(recipe))
+    trained = [data.load_for(recipe).listed.files.name(int(r)) for r in data.load_for(recipe).listed.rows]  # type: ignore[union-attr]
+    image = root / trained[0]
+    stamp = image.stat().st_mtime_ns
+
+    def said(of: Recipe) -> str:
+        with pytest.raises(DataError, match="was trained on other images") as caught:
+            finished(model, of, data.load_for(of))
+        assert "--fresh trains anew, another name keeps both" in str(caught.value)
+        return str(caught.value)
+
+    os.utime(image, ns=(stamp, stamp + 10**9))
+    assert "other modification times of images" in said(recipe)
+    assert finished(model, on_files(root, fingerprint="sizes"), data.load_for(recipe))
+    content = image.read_bytes()
+    image.write_bytes(content + b"x")
+    assert "other sizes of images" in said(on_files(root, fingerprint="sizes"))
+    image.write_bytes(content)
+    os.utime(image, ns=(stamp, stamp))
+    assert finished(model, recipe, data.load_for(recipe))
+    image.unlink()
+    assert "images then, " in said(recipe)
+
+
+def test_content_tells_images_of_one_size_and_time_apart(tmp_path: Path) -> None:
+    """Issue 15, number 7: on request, bytes and not times decide."""
+    root, model = image_folder(tmp_path / "images"), tmp_path / "model.safetensors"
+    recipe = on_files(root, fingerprint="content")
+    assert recipe.training_hash() == on_files(root).training_hash()
+    train_here(recipe, data.load_for(recipe), model)
+    listed = data.load_for(recipe).listed
+    image = root / listed.files.name(int(listed.rows[0]))  # type: ignore[union-attr]
+    stamp, content = image.stat().st_mtime_ns, image.read_bytes()
+    os.utime(image, ns=(stamp, stamp + 10**9))
+    assert finished(model, recipe, data.load_for(recipe))
+    image.write_bytes(content[:-1] + b"?")
+    os.utime(image, ns=(stamp, stamp))
+    with pytest.raises(DataError, match="other contents of images"):
+        finished(model, recipe, data.load_for(recipe))
+
+
+def test_an_unfinished_training_does_not_go_on_with_other_images(tmp_path: Path) -> None:
+    """Issue 15, number 7, of a training under Ray Train and of one in this process; files of before are accepted."""
+    root = image_folder(tmp_path / "images")
+    recipe = on_files(root)
+    dataset = data.load_for(recipe)
+    trainer = make_trainer(recipe, dataset)
+    saved = tmp_path / "saved"
+    trainer.run(
+        after_epoch=lambda t: resume.save(
+            saved / f"checkpoint_{len(t.progress.history)}", t, recipe, dataset.class_names, dataset.origin("times")
+        )
+    )
+    ray_folder(tmp_path / f"train-{recipe.training_hash()[:12]}", saved, 1)
+    shutil.copytree(saved / "checkpoint_1", tmp_path / f".model-{recipe.training_hash()[:12]}")
+    for image in root.rglob("*.png"):
+        os.utime(image, ns=(1, 1))
+    dataset = data.load_for(recipe)
+    with pytest.raises(DataError, match="unfinished training .* was trained on other images"):
+        training.train(recipe, tmp_path, tmp_path / "model.safetensors", Console(quiet=True), dataset)
+    with pytest.raises(DataError, match="was trained on other images"):
+        train_here(recipe, dataset, tmp_path / "model.safetensors")
+    resume.check_images(None, dataset, "times", "a file of an earlier release")

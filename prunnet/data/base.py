@@ -45,6 +45,29 @@ class ImageSet(Protocol):
         ...
 
 
+class Listed(Protocol):
+    """Images that are files, which may be written to after a training."""
+
+    def origin(self, how: str) -> dict[str, Any]: ...
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any], how: str) -> str | None:
+    """What differs between the origins of two lists of images, in words; None where nothing does that counts.
+
+    Args:
+        how: `data.fingerprint`. With content, or where both have it, sizes and times do not count.
+    """
+    if before["images"] != now["images"]:
+        return f"{before['images']:,} images then, {now['images']:,} now"
+    parts = {"names": "names", "labels": "classes"}
+    if "content" in before and "content" in now:
+        parts["content"] = "contents"
+    else:
+        parts |= {"sizes": "sizes"} if how == "sizes" else {"sizes": "sizes", "times": "modification times"}
+    said = [words for part, words in parts.items() if before.get(part) != now.get(part)]
+    return f"other {' and '.join(said)} of images" if said else None
+
+
 @dataclass(frozen=True)
 class MemoryImages:
     """An image set held as one array."""
@@ -179,6 +202,8 @@ class Dataset:
     validation: RetrievalTest | None
     test: RetrievalTest
     preprocessing: Preprocessing
+    listed: Listed | None = None
+    """The training images as they are stored, where they are files."""
     notes: tuple[str, ...] = ()
     """What a user should know of this copy: counts that differ, rows without files."""
 
@@ -187,6 +212,10 @@ class Dataset:
         if split == "validation" and self.validation is not None:
             return replace(self, validation=self.validation.held())
         return replace(self, test=self.test.held()) if split == "test" else self
+
+    def origin(self, how: str) -> dict[str, Any] | None:
+        """What the training images are made of (`changed` compares two); None where they are rendered."""
+        return None if self.listed is None else self.listed.origin(how)
 
     def split(self, name: str) -> RetrievalTest:
         """`test` or `validation`; DataError where the recipe left no class for it."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -18,6 +20,7 @@ from prunnet.data.decode import decoded
 from prunnet.data.roots import Root
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import DataError
+from prunnet.storage import cache
 
 MEMORY_BYTES = 2**30
 """Sets that need no more as pixels are decoded once and kept; larger ones are decoded as they are read."""
@@ -115,6 +118,28 @@ class ImageFiles:
         if self.boxes is not None:
             parts["boxes"] = self.boxes
         return hashing.of_json([self.files.stamp(self.rows), hashing.of_arrays(parts)])
+
+    def origin(self, how: str) -> dict[str, Any]:
+        """What these images are made of, part by part, as JSON; see `prunnet.data.base.changed`.
+
+        Args:
+            how: `data.fingerprint`; content reads every file.
+        """
+        labels = {"labels": self.labels, **({} if self.boxes is None else {"boxes": self.boxes})}
+        found = {"images": len(self), "labels": hashing.of_arrays(labels)}
+        if not isinstance(self.files, Files):  # a store or an array, which know what they hold
+            return {**found, "content": self.files.stamp(self.rows)}
+        root, names = self.files.root, self.files.names.take(pa.array(self.rows)).to_pylist()
+        found |= {"names": hashing.of_json(names), "sizes": hashing.of_arrays({"sizes": root.sizes(names)})}
+        copied = Path(root.path).is_relative_to(cache())  # then times are those of the copy, whose folder knows better
+        times = Path(root.path).relative_to(cache()).parts[:1] if copied else root.times(names).tolist()
+        found["times"] = hashing.of_json(times)
+        if how == "content":
+            digests = in_threads(
+                lambda i: hashlib.sha256(self.files.read(int(self.rows[i]))).hexdigest(), range(len(self))
+            )
+            found["content"] = hashing.of_json(list(digests))
+        return found
 
     @property
     def bytes_as_pixels(self) -> int:

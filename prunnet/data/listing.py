@@ -199,9 +199,8 @@ def dataset(listing: Listing, config: DataConfig) -> Dataset:
     part = listing.train
     train = ImageFiles(listing.files, part.rows, labels, preprocessing, crop=False, boxes=part.boxes)
     found = tests(listing, preprocessing)
-    return Dataset(
-        listing.name, train.held(), names, found.get("validation"), found["test"], preprocessing, listing.notes
-    )
+    tests_ = found.get("validation"), found["test"]
+    return Dataset(listing.name, train.held(), names, *tests_, preprocessing, listed=train, notes=listing.notes)
 
 
 def _renumbered(labels: IntArray, classes: Sequence[str]) -> tuple[IntArray, tuple[str, ...]]:
