@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,6 +36,18 @@ def check_density(granularity: str, capacities: Iterable[float]) -> None:
         raise ConfigError(f"capacities {odd}: granularity 'nm' keeps 2 of 4 weights, so it has 0.5 (and 1.0) only")
 
 
+def check_colour(value: str) -> str:
+    """`value` as #rrggbb, else ConfigError."""
+    from PIL import ImageColor  # not before a recipe is read: Pillow takes longer to load than this module
+
+    channels: tuple[int, ...] = ()
+    with contextlib.suppress(ValueError):
+        channels = ImageColor.getrgb(value.strip())
+    if len(channels) != 3:
+        raise ConfigError(f"colour {value!r}; valid: a name such as white, or '#rrggbb', without transparency")
+    return "#{:02x}{:02x}{:02x}".format(*channels)
+
+
 Capacity = Annotated[float, AfterValidator(check_capacity)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -61,6 +74,8 @@ class DataConfig(Section):
     channels: Literal[1, 3] = 1
     invert: bool = False
     """Swap black and white, for dark ink on light paper."""
+    background: Annotated[str, AfterValidator(check_colour)] = "#ffffff"
+    """What shows through transparent pixels, before `invert`: a name such as black, or #rrggbb in quotes."""
     mean: float | None = None
     """Pixel mean in [0, 1]; None: 0.5 (grey) or ImageNet's (colour)."""
     std: float | None = None
@@ -353,7 +368,7 @@ class Recipe(Section):
 
 
 ADDED_KEYS: dict[str, tuple[str, ...]] = {
-    "data": (),
+    "data": ("background",),
     "model": (),
     "train": ("accumulate", "granularity", "evidential", "ndpp_scale", "bct_unknown"),
 }

@@ -105,7 +105,7 @@ class ImageFiles:
         name = self.files.name(row)
         box = None if self.boxes is None or np.isnan(self.boxes[index]).any() else self.boxes[index].tolist()
         try:
-            image = decoded(self.files.read(row), name, box)
+            image = decoded(self.files.read(row), name, box, self.preprocessing.background)
         except (DataError, OSError, KeyError) as error:
             reason = str(error) if isinstance(error, DataError) else f"image {name!r}: {type(error).__name__}"
             raise DataError(

@@ -11,12 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageColor
 from torch import Tensor
 
 from prunnet import hashing
 from prunnet.config import DataConfig
+from prunnet.data.decode import WHITE, Colour
 
+LONGEST = 16
+"""Images longer than so many times their width are cut before they are scaled, so that memory stays below so many
+squares. The others are scaled first: the last bit of a pixel depends on the order."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -37,6 +41,8 @@ class Preprocessing:
     long_side: int | None = None
     scales: tuple[float, ...] = (1.0,)
     """Embeddings are averaged over the image at these sizes."""
+    background: Colour = WHITE
+    """What transparent pixels show, before `invert`; the decoder applies it."""
 
     @classmethod
     def from_config(cls, data: DataConfig) -> Preprocessing:
@@ -48,11 +54,13 @@ class Preprocessing:
             invert=data.invert,
             mean=default[0] if data.mean is None else (data.mean,) * data.channels,
             std=default[1] if data.std is None else (data.std,) * data.channels,
+            background=ImageColor.getrgb(data.background)[:3],
         )
 
     def to_json(self) -> dict[str, Any]:
-        values = {**asdict(self), "mean": list(self.mean), "std": list(self.std), "scales": list(self.scales)}
-        plain = {"long_side": None, "scales": [1.0]}  # left out, as files of before they were choices have it
+        values = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+        # Left out, as in files of before they were choices.
+        plain = {"long_side": None, "scales": [1.0], "background": list(WHITE)}
         return {key: value for key, value in values.items() if key not in plain or value != plain[key]}
 
     @classmethod
@@ -76,8 +84,12 @@ class Preprocessing:
     def _square(self, image: Image.Image, side: int) -> Image.Image:
         scale = self.resize / min(image.size)
         size = (max(self.resize, round(image.width * scale)), max(self.resize, round(image.height * scale)))
-        resized = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=None)
         left, top = (size[0] - side) // 2, (size[1] - side) // 2
+        if max(size) > LONGEST * self.resize:  # whole, 1 x 30,000 pixels would take gigabytes
+            across, down = image.width / size[0], image.height / size[1]
+            box = (left * across, top * down, (left + side) * across, (top + side) * down)
+            return image.resize((side, side), Image.Resampling.BILINEAR, box=box, reducing_gap=None)
+        resized = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=None)
         return resized.crop((left, top, left + side, top + side))
 
     def _whole(self, image: Image.Image) -> Image.Image:
