@@ -47,11 +47,16 @@ app.add_typer(doctor.app, name="doctor")
 
 
 @app.command(help="Tables, figures and page of a sweep or search, drawn again. Example: prunnet report runs/demo")
-def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
+def report(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    raw: Annotated[
+        bool, typer.Option("--csv-raw", help="Texts in rows.csv as they are, also where a spreadsheet would run them.")
+    ] = False,
+) -> None:
     if (run / "search.json").exists():
         search.draw(run, Console())
     else:
-        capacity.draw(Run(run), Console())
+        capacity.draw(Run(run), Console(), raw_csv=raw)
 
 
 @app.command(help="The row to ship. Example: prunnet best runs/demo --macs 5e6 --min-recall 0.6")
