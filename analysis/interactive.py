@@ -41,44 +41,50 @@ def front_columns(frame: Frame) -> dict[str, Any]:
     float32 with NaN for what is not known (`columns`, `capacity`), uint8 and uint32 that number the names of `tests`
     and the entries of `recipes` (`test`, `recipe`).
     """
-    rows = [(row, test) for row in frame.rows for test in _tests_of(row)]
-    recipes = [_recipe(row) for row, _ in rows]
-    told = {recipe: place for place, recipe in enumerate(dict.fromkeys(recipes))}
-    tests = {name: label for name, label in TESTS.items() if any(test == name for _, test in rows)}
+    queries, galleries = frame.numbers("query_capacity"), frame.numbers("gallery_capacity")
+    kinds = {"self": ~frame.old & (queries == galleries), "cross": ~frame.old & (galleries == 1.0)}
+    tests = {name: label for name, label in TESTS.items() if kinds[name].any()}
+    # Row after row, the self-test of a row before its cross-test.
+    places, test = np.nonzero(np.stack([kinds["self"], kinds["cross"]], axis=1))
+    number = np.array([list(tests).index(name) if name in tests else 0 for name in kinds], dtype="<u1")
+    used, recipes = _recipes(frame, places)
     units = {**{name: unit for name, (_, unit) in COSTS.items()}, **dict.fromkeys(WORTHS, 0.01)}
-    columns = {name: _floats([row.get(name) for row, _ in rows], unit) for name, unit in units.items()}
+    columns = {name: _floats(frame.numbers(name)[places], unit) for name, unit in units.items()}
     known = {name: _packed(values) for name, values in columns.items() if np.isfinite(values).any()}
     return {
         "columns": known,
         "costs": {name: label for name, (label, _) in COSTS.items() if name in known},
         "worths": {name: label for name, label in WORTHS.items() if name in known},
         "tests": tests,
-        "test": _packed(np.array([list(tests).index(test) for _, test in rows], dtype="<u1")),
-        "capacity": _packed(_floats([row["query_capacity"] for row, _ in rows], 1.0)),
-        "recipe": _packed(np.array([told[recipe] for recipe in recipes], dtype="<u4")),
-        "recipes": list(told),
+        "test": _packed(number[test]),
+        "capacity": _packed(_floats(queries[places], 1.0)),
+        "recipe": _packed(used.astype("<u4")),
+        "recipes": recipes,
         "colours": COLOURS,
     }
 
 
-def _floats(values: Sequence[float | None], unit: float) -> np.ndarray:
-    column = np.array([np.nan if value is None else value for value in values], dtype=np.float64) / unit
-    return np.where(np.isfinite(column), column, np.nan).astype("<f4")
+def _floats(values: np.ndarray, unit: float) -> np.ndarray:
+    return np.where(np.isfinite(values), values / unit, np.nan).astype("<f4")
 
 
 def _packed(column: np.ndarray) -> str:
     return base64.b64encode(column.tobytes()).decode()
 
 
-def _tests_of(row: Mapping[str, Any]) -> list[str]:
-    if (row.get("gallery_source") or "own") != "own":
-        return []
-    same, dense = row["query_capacity"] == row["gallery_capacity"], row["gallery_capacity"] == 1.0
-    return ["self"] * same + ["cross"] * dense
-
-
-def _recipe(row: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {row[name]}" for name in _TOLD if row.get(name) is not None)
+def _recipes(frame: Frame, places: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """(which recipe each of some rows is of, the recipes as text in the order of their first rows)."""
+    told = {name: frame.codes(name) for name in _TOLD}
+    combined = np.zeros(len(places), np.int64)
+    for used, values in told.values():
+        _, combined = np.unique(combined * len(values) + used[places], return_inverse=True)
+    _, first, combined = np.unique(combined, return_index=True, return_inverse=True)
+    texts = []
+    for place in places[first]:
+        said = {name: values[used[place]] for name, (used, values) in told.items()}
+        texts.append(", ".join(f"{name} {value}" for name, value in said.items() if value is not None))
+    order = np.argsort(first)
+    return np.argsort(order)[combined], [texts[at] for at in order]
 
 
 def _round(value: float | None, unit: float) -> float | None:
@@ -89,12 +95,10 @@ def _round(value: float | None, unit: float) -> float | None:
 
 def matrix(frame: Frame, limit: int = 60) -> go.Figure | None:
     """Heat map of the metric, query capacity by gallery capacity; None where there is but one gallery."""
-    capacities = frame.capacities[:limit]
-    galleries = [g for g in capacities if any(frame.get(q, g) for q in capacities)]
+    capacities, galleries, found = frame.matrix(limit)
     if len(galleries) < 2:
         return None
-    found = [[frame.get(q, g) for g in galleries] for q in capacities]
-    values = [[None if row is None else _round(row[frame.metric], 0.01) for row in line] for line in found]
+    values = [[_round(value, 0.01) for value in line] for line in found.tolist()]
     figure = go.Figure(
         go.Heatmap(
             z=values,
@@ -114,11 +118,19 @@ def matrix(frame: Frame, limit: int = 60) -> go.Figure | None:
 
 def methods(frame: Frame) -> go.Figure | None:
     """Cross-test of each method by capacity, mean and spread over seeds; None where there is but one line to draw."""
+    cross = ~frame.old & (frame.numbers("gallery_capacity") == 1.0)
+    places = np.flatnonzero(cross & ~np.isnan(frame.numbers(frame.metric)))
+    of_method, of_kind = frame.codes("method"), frame.codes("granularity")
     groups: dict[str, dict[float, list[float]]] = {}
-    for row in frame.rows:
-        if "cross" in _tests_of(row) and row[frame.metric] is not None:
-            name = f"{row['method']} ({row.get('granularity') or 'weight'})"
-            groups.setdefault(name, {}).setdefault(row["query_capacity"], []).append(100 * row[frame.metric])
+    for method, kind, capacity, value in zip(
+        of_method[0][places].tolist(),
+        of_kind[0][places].tolist(),
+        frame.numbers("query_capacity")[places].tolist(),
+        (100 * frame.numbers(frame.metric)[places]).tolist(),
+        strict=True,
+    ):
+        name = f"{of_method[1][method]} ({of_kind[1][kind] or 'weight'})"
+        groups.setdefault(name, {}).setdefault(capacity, []).append(value)
     if len(groups) < 2 and all(len(values) < 2 for by in groups.values() for values in by.values()):
         return None
     figure = go.Figure()

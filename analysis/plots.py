@@ -15,6 +15,8 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from analysis.frame import Frame
 from analysis.pareto import Point, front
 
+FEW = 100
+"""Points, or names along an axis, that can be told apart: of more, no names or not all are drawn."""
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # Okabe and Ito's, told apart by colour-blind readers
 
 
@@ -23,19 +25,23 @@ def pareto_figure(frame: Frame) -> Figure:
     gallery, each with its front."""
     figure, axes = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
     series = (
-        ("self-test", frame.self_tests(), BLUE, "o"),
-        ("cross-test, dense gallery", frame.cross_tests(), ORANGE, "s"),
+        ("self-test", frame.tests(None), BLUE, "o"),
+        ("cross-test, dense gallery", frame.tests(), ORANGE, "s"),
     )
-    for name, rows, colour, marker in series:
-        points = [Point(2 * p.cost / 1e6, 100 * p.value, p.label) for p in frame.points(rows)]
-        if not points:
+    for name, tests, colour, marker in series:
+        places, macs, values = frame.known(tests, "macs", frame.metric)
+        if not len(places):
             continue
-        best = front(points)
+        costs, worths = 2 * macs / 1e6, 100 * values
+        best = front([Point(cost, worth) for cost, worth in zip(costs.tolist(), worths.tolist(), strict=True)])
         axes.step([p.cost for p in best], [p.value for p in best], where="post", color=colour, lw=1, alpha=0.6)
-        axes.scatter([p.cost for p in points], [p.value for p in points], c=colour, marker=marker, label=name, zorder=3)
-        if colour == ORANGE or len(series) == 1:
-            for p in points:
-                axes.annotate(p.label, (p.cost, p.value), xytext=(5, -10), textcoords="offset points", size=8)
+        few = len(places) <= FEW
+        axes.scatter(
+            costs, worths, c=colour, marker=marker, label=name, zorder=3, s=None if few else 2, rasterized=not few
+        )
+        for capacity, at in zip(frame.numbers("query_capacity")[places], zip(costs, worths, strict=True), strict=True):
+            if colour == ORANGE and few:
+                axes.annotate(f"{capacity:g}", at, xytext=(5, -10), textcoords="offset points", size=8)
     axes.set_xlabel("theoretical MFLOPs an image (unstructured sparsity: MACs of kept weights x 2)")
     axes.set_ylabel(f"{frame.metric_name} (%)")
     axes.set_xscale("log")
@@ -44,29 +50,26 @@ def pareto_figure(frame: Frame) -> Figure:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(color=GREY, alpha=0.25)
     axes.legend(loc="lower right")
-    first = frame.rows[0]
+    first = frame.row(0)
     axes.set_title(
         f"{first['method']} {first['backbone']} on {first['dataset']} ({first['split']}), seed {first['seed']}"
     )
     return figure
 
 
-def matrix_figure(frame: Frame) -> Figure:
-    """The metric of every query capacity against every gallery capacity."""
-    capacities, metric = frame.capacities, frame.metric
-    galleries = [g for g in capacities if any(frame.get(q, g) for q in capacities)]
-    values = [
-        [100 * row[metric] if (row := frame.get(q, g)) and row[metric] is not None else float("nan") for g in galleries]
-        for q in capacities
-    ]
+def matrix_figure(frame: Frame, limit: int = 1000) -> Figure:
+    """The metric of every query capacity against every gallery capacity, of the `limit` largest."""
+    capacities, galleries, found = frame.matrix(limit)
+    values = 100 * found
     figure, axes = plt.subplots(figsize=(6.4, 5.4), layout="constrained")
     image = axes.imshow(values, cmap="cividis", aspect="auto")
-    axes.set_xticks(range(len(galleries)), [f"{g:g}" for g in galleries])
-    axes.set_yticks(range(len(capacities)), [f"{q:g}" for q in capacities])
+    for set_ticks, names in ((axes.set_xticks, galleries), (axes.set_yticks, capacities)):
+        shown = range(0, len(names), 1 + len(names) // FEW)
+        set_ticks(shown, [f"{names[at]:g}" for at in shown])
     axes.set_xlabel("gallery capacity")
     axes.set_ylabel("query capacity")
     few = len(capacities) <= 12  # numbers that can be read
-    for (i, j), value in np.ndenumerate(np.array(values)) if few else ():
+    for (i, j), value in np.ndenumerate(values) if few else ():
         colour = "white" if value < 50 else "black"
         axes.text(j, i, f"{value:.0f}", ha="center", va="center", size=7, color=colour)
     figure.colorbar(image, label=f"{frame.metric_name} (%)")

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from analysis import interactive, page, tables
 from analysis.frame import Frame
 from analysis.pareto import Point, hypervolume
-
-_LINES = 200
-"""Of the table of capacities; a page is read, the results folder is searched."""
 
 
 def render(
@@ -32,7 +31,6 @@ def render(
         conflicts: one entry an epoch, layer -> share of conflicting pairs of gradients.
     """
     front = interactive.front_columns(frame)
-    lines = tables.capacity_table(frame)
     return page.render(
         "report.html",
         title=title,
@@ -44,10 +42,10 @@ def render(
         ],
         kept_head=[*front["costs"].values(), *front["worths"].values()],
         hypervolume=_hypervolume(frame),
-        masks_only={row.get("granularity") or "weight" for row in frame.rows} == {"weight"},
+        masks_only=_granularities(frame) == {"weight"},
         head=tables.head(frame),
-        table=lines[:_LINES],
-        shortened=f"The first {_LINES} of {len(lines)} lines." if len(lines) > _LINES else "",
+        table=tables.capacity_table(frame, tables.LINES),
+        shortened=tables.shortened(frame),
         figures=_figures(frame, kept or {}, history, conflicts),
         front_data=page.as_json(front),
         front_script=page.script("report.js"),
@@ -58,9 +56,9 @@ def render(
 
 
 def _lead(frame: Frame) -> str:
-    first = frame.rows[0]
+    first = frame.row(0)
     return (
-        f"{first['method']} on {first['backbone']}: {len(frame.capacities)} capacities, {len(frame.rows)} tests of "
+        f"{first['method']} on {first['backbone']}: {len(frame.capacities)} capacities, {len(frame)} tests of "
         f"{first['queries']} queries against {first['gallery_size']} images "
         f"({first['dataset']}, {first['split']} split, seed {first['seed']})."
     )
@@ -68,13 +66,19 @@ def _lead(frame: Frame) -> str:
 
 def _hypervolume(frame: Frame) -> str:
     """Of the cross-tests, as `analysis.quantities` has it: from (all dense MACs, 0)."""
-    rows = [row for row in frame.cross_tests() if row["macs"] is not None and row[frame.metric] is not None]
-    dense = max((row.get("macs_dense") or row["macs"] for row in rows), default=0)
+    places, macs, values = frame.known(frame.tests(), "macs", frame.metric)
+    of_dense = frame.numbers("macs_dense")[places]
+    dense = np.where(of_dense > 0, of_dense, macs).max(initial=0)
     if not dense:
         return "unknown"
-    points = [Point(row["macs"] / dense, row[frame.metric]) for row in rows]
+    points = [Point(cost, value) for cost, value in zip((macs / dense).tolist(), values.tolist(), strict=True)]
     area = hypervolume(points, reference=Point(1.0, 0.0))
     return f"{100 * area:.1f} (cross-tests over MACs / dense MACs; reference: 1, 0; a perfect one: 100)"
+
+
+def _granularities(frame: Frame) -> set[str]:
+    used, values = frame.codes("granularity")
+    return {values[code] or "weight" for code in np.unique(used)}
 
 
 def _figures(

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import io
+import math
+from collections.abc import Iterator
 
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv
 from tabulate import tabulate
 
 from analysis.frame import Frame
+from prunnet.results import plain_cell
+
+LINES = 200
+"""Of a table that is read, on a page or a terminal; the results folder and rows.csv have them all."""
+_CHUNK = 20_000
 
 _HEAD = ("capacity", "trained", "weights kept", "MMACs", "self mAP", "self R@1", "cross mAP", "cross R@1")
 """Cross: this capacity's queries against the dense network's gallery."""
@@ -21,31 +30,40 @@ def head(frame: Frame) -> tuple[str, ...]:
     return tuple(title.replace("mAP", frame.metric_name) for title in titles)
 
 
-def capacity_table(frame: Frame) -> list[tuple[str, ...]]:
-    """One line a capacity under `head`; metrics in percent, absent ones as a dash."""
-    lines: list[tuple[str, ...]] = []
-    for capacity in frame.capacities:
-        own, cross = frame.get(capacity, capacity), frame.get(capacity, 1.0)
-        old = frame.get(capacity, 1.0, "old")
-        row = own or cross or next(r for r in frame.rows if r["query_capacity"] == capacity)
-        trained = {
-            1.0,
-            *map(float, (row["train_capacities"] or "").split(",")[: None if row["train_capacities"] else 0]),
-        }
+def capacity_table(frame: Frame, limit: int | None = None) -> list[tuple[str, ...]]:
+    """One line a capacity under `head`, the `limit` largest (None: all); metrics in percent, absent ones as a dash."""
+    capacities = frame.capacities[:limit]
+    chosen = (frame.tests(None), frame.tests(), frame.tests(source="old"))
+    own, cross, old = (_by_capacity(frame, places) for places in chosen)
+    _, first = np.unique(frame.numbers("query_capacity"), return_index=True)
+    every = _by_capacity(frame, first)
+    at = [own.get(c, cross.get(c, every[c])) for c in capacities]
+    kept = frame.numbers("params_kept")[at] / frame.numbers("params_total")[at]
+    macs = frame.numbers("macs")[at] / 1e6
+    used, sets = frame.codes("train_capacities")
+    trained = [{1.0, *(float(c) for c in (text or "").split(",") if c)} for text in sets]
+    lines = []
+    for place, capacity, share, cost in zip(at, capacities, kept, macs, strict=True):
+        tests = [own.get(capacity), cross.get(capacity), *([old.get(capacity)] if frame.has_old_gallery else [])]
         lines.append(
             (
                 f"{capacity:g}",
-                "yes" if capacity in trained else "no",
-                f"{row['params_kept'] / row['params_total']:.1%}",
-                f"{row['macs'] / 1e6:.2f}",
-                _percent(own, frame.metric),
-                _percent(own, "recall_at_1"),
-                _percent(cross, frame.metric),
-                _percent(cross, "recall_at_1"),
-                *((_percent(old, frame.metric), _percent(old, "recall_at_1")) if frame.has_old_gallery else ()),
+                "yes" if capacity in trained[used[place]] else "no",
+                f"{share:.1%}",
+                f"{cost:.2f}",
+                *(_percent(frame, test, name) for test in tests for name in (frame.metric, "recall_at_1")),
             )
         )
     return lines
+
+
+def _by_capacity(frame: Frame, places: np.ndarray) -> dict[float, int]:
+    return dict(zip(frame.numbers("query_capacity")[places].tolist(), places.tolist(), strict=True))
+
+
+def _percent(frame: Frame, place: int | None, column: str) -> str:
+    value = math.nan if place is None else frame.numbers(column)[place]
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
 def markdown(frame: Frame) -> str:
@@ -60,19 +78,40 @@ def latex(frame: Frame) -> str:
 
 def _drawn(frame: Frame, style: str) -> str:
     titles = head(frame)
-    return tabulate(capacity_table(frame), titles, style, disable_numparse=True, colalign=["right"] * len(titles))
+    lines = capacity_table(frame, LINES)
+    drawn = tabulate(lines, titles, style, disable_numparse=True, colalign=["right"] * len(titles))
+    return drawn + (f"\n\n{shortened(frame)}" if style == "pipe" and shortened(frame) else "")
 
 
-def rows_csv(frame: Frame) -> str:
-    """All tests of the sweep, one a line, with each column of the results table that any of them has."""
-    names = [name for name in frame.rows[0] if any(row.get(name) is not None for row in frame.rows)]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(frame.rows)
-    return text.getvalue()
+def shortened(frame: Frame, lines: int = LINES) -> str:
+    """What is said under a table of the first lines, where there are more."""
+    count = len(frame.capacities)
+    return f"The first {lines} of {count} lines." if count > lines else ""
 
 
-def _percent(row: dict[str, object] | None, column: str) -> str:
-    value = None if row is None else row[column]
-    return f"{100 * value:.1f}" if isinstance(value, float) else "-"
+def rows_csv(frame: Frame, *, raw: bool = False) -> str:
+    """What `csv_parts` gives, in one."""
+    return b"".join(csv_parts(frame, raw=raw)).decode()
+
+
+def csv_parts(frame: Frame, *, raw: bool = False) -> Iterator[bytes]:
+    """All tests of the sweep as UTF-8, one a line, with each column of the results table that any of them has.
+
+    Texts that a spreadsheet would run are preceded by an apostrophe (`prunnet.results.plain_cell`) unless `raw`.
+    """
+    table = frame.table.select([name for name in frame.table.schema.names if frame.table[name].null_count < len(frame)])
+    if not raw:
+        for at, field in enumerate(table.schema):
+            if pa.types.is_dictionary(field.type):
+                column = table[field.name].combine_chunks()
+                plain = pa.array([plain_cell(text) for text in column.dictionary.to_pylist()], pa.string())
+                table = table.set_column(at, field.name, pa.DictionaryArray.from_arrays(column.indices, plain))
+    types = [pa.string() if pa.types.is_dictionary(kind) else kind for kind in table.schema.types]
+    texts = pa.schema(list(zip(table.schema.names, types, strict=True)))
+    for start in range(0, max(1, len(table)), _CHUNK):
+        part = table.slice(start, _CHUNK).cast(texts)
+        buffer = io.BytesIO()
+        if start == 0:
+            buffer.write((",".join(table.schema.names) + "\n").encode())
+        csv.write_csv(part, buffer, csv.WriteOptions(include_header=False, quoting_style="needed"))
+        yield buffer.getvalue()

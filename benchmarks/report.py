@@ -1,19 +1,24 @@
-"""How long does a report of 100,000 rows take to open? From the start of loading to the second frame after all is
-drawn.
+"""How long does a report of 100,000 rows take to open, and how long and how much memory one of 200,000 to make?
 
     python -m benchmarks.report
+    python -m benchmarks.report --only-make     # without a browser
 
-Chromium, headless, software rendering, a new browser with an empty profile each time; the page itself says how long it
-took, by the browser's clock, so that no debugger is attached. Beside it a page of ten rows: what that takes is the
-floor. Last line: JSON, `open_s`, `floor_s`, `page_mb`, `write_s`.
+To open: from the start of loading to the second frame after all is drawn. Chromium, headless, software rendering, a new
+browser with an empty profile each time; the page itself says how long it took, by the browser's clock, so that no
+debugger is attached. Beside it a page of ten rows: what that takes is the floor. To make: all files of `prunnet report`
+from a results folder in a process of its own, without the imports; the peak is that of its resident memory, imports
+included. Last line: JSON, `open_s`, `floor_s`, `page_mb`, `write_s`, `make_s`, `make_mb`, and `import_mb`, what the
+process held before it began.
 """
 
 from __future__ import annotations
 
 import http.server
+import json
 import queue
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -26,6 +31,7 @@ import typer
 from analysis import report
 from analysis.frame import Frame
 from benchmarks.common import median, show
+from prunnet.results import write_part
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
@@ -53,6 +59,57 @@ def rows(count: int) -> list[dict[str, Any]]:
         }
         for c, v in drawn
     ]
+
+
+def matrix(count: int) -> list[list[dict[str, Any]]]:
+    """Tests of every capacity against every capacity, about so many, as a sweep writes them: a part a query."""
+    side = round(count**0.5)
+    capacities = np.linspace(0.05, 1.0, side)
+    template = rows(1)[0] | {"status": "complete", "config_json": json.dumps({"recipe": "x" * 1500}), "sweep_id": "s"}
+    template |= {"query_weights_sha": "a" * 64, "config_hash": "b" * 64, "git_commit": "c" * 40}
+    parts = []
+    for query in capacities.tolist():
+        own = {"query_capacity": query, "macs": int(1e6 * query) + 1, "params_kept": int(1000 * query)}
+        parts.append(
+            [
+                template
+                | own
+                | {
+                    "gallery_capacity": gallery,
+                    "unit_key": f"{query:.9f}-{gallery:.9f}".ljust(64, "0"),
+                    "map": 0.5 * query**0.3 + 0.2 * gallery,
+                }
+                for gallery in capacities.tolist()
+            ]
+        )
+    return parts
+
+
+MAKE = """
+import json, sys, time
+from pathlib import Path
+from analysis.frame import Frame
+from sweeps.report_files import write_files
+def peak():  # ru_maxrss would hold the peak of the process that started this one, too
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
+
+before, started, folder = peak(), time.perf_counter(), Path(sys.argv[1])
+keys = json.loads((folder / "manifest.json").read_text())["unit_keys"]
+write_files(folder, Frame.load(folder / "results", keys), title="large", command="-", recipe="-")
+print(json.dumps([time.perf_counter() - started, peak(), before]))
+"""
+
+
+def made(folder: Path, count: int) -> tuple[float, float, float]:
+    """(seconds, peak MB, MB before it began) of a report of so many rows, in a process of its own."""
+    keys = []
+    for part in matrix(count):
+        write_part(folder / "results", part)
+        keys += [row["unit_key"] for row in part]
+    (folder / "manifest.json").write_text(json.dumps({"unit_keys": keys}), encoding="utf-8")
+    done = subprocess.run([sys.executable, "-c", MAKE, str(folder)], capture_output=True, text=True, check=True)
+    seconds, peak, before = json.loads(done.stdout.splitlines()[-1])
+    return seconds, peak, before
 
 
 class Ear:
@@ -95,7 +152,15 @@ def opened(chromium: str, page: Path, ear: Ear) -> float:
 def main(
     count: Annotated[int, typer.Option(help="Rows.")] = 100_000,
     rounds: Annotated[int, typer.Option(help="Times that each page is opened.")] = 7,
+    made_of: Annotated[int, typer.Option(help="Rows of the report that is made.")] = 200_000,
+    only_make: Annotated[bool, typer.Option("--only-make", help="Open no page.")] = False,
 ) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        make_s, make_mb, import_mb = made(Path(folder), made_of)
+    print(f"made of {made_of:,} rows: {make_s:.1f} s, {make_mb:,.0f} MB, {import_mb:,.0f} before", flush=True)
+    making = {"make_s": make_s, "make_mb": make_mb, "import_mb": import_mb}
+    if only_make:
+        return show(**making)
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         raise typer.BadParameter("no chromium here: apt-get install chromium")
@@ -115,7 +180,7 @@ def main(
             for name, page in pages.items():
                 taken[name].append(opened(chromium, page, ear))
         megabytes = pages["full"].stat().st_size / 1e6
-    show(open_s=median(taken["full"]), floor_s=median(taken["floor"]), page_mb=megabytes, write_s=wrote)
+    show(open_s=median(taken["full"]), floor_s=median(taken["floor"]), page_mb=megabytes, write_s=wrote, **making)
 
 
 if __name__ == "__main__":

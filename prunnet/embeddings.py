@@ -7,7 +7,7 @@ where one network was trained to match the other's embeddings. All else is refus
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from prunnet.errors import ConfigError, DataError
 from prunnet.retrieval.features import Embedder
 from prunnet.retrieval.features import embed as embed_images
 from prunnet.retrieval.search import Features, search
+from prunnet.spreadsheet import plain_cell
 from prunnet.storage import place, shown
 
 FORMAT = "prunnet-embeddings"
@@ -132,13 +133,15 @@ def query(queries: EmbeddingSet, gallery: EmbeddingSet, top: int = 10) -> list[A
     ]
 
 
-def write_csv(answers: Sequence[Answer], path: str | Path) -> None:
-    """query, rank, gallery, similarity; a line an answer."""
+def write_csv(answers: Sequence[Answer], path: str | Path, *, raw: bool = False) -> None:
+    """query, rank, gallery, similarity; a line an answer. Names that a spreadsheet would run are made plain
+    (`prunnet.spreadsheet`), unless `raw`."""
+    name: Callable[[str], str | None] = str if raw else plain_cell
     odd = "backslashreplace"  # names that are not UTF-8
     with put_in_place(place(path)) as temporary, temporary.open("w", newline="", encoding="utf-8", errors=odd) as file:
         writer = csv.writer(file)
         writer.writerow(["query", "rank", "gallery", "similarity"])
-        writer.writerows([a.query, a.rank, a.gallery, f"{a.similarity:.6f}"] for a in answers)
+        writer.writerows([name(a.query), a.rank, name(a.gallery), f"{a.similarity:.6f}"] for a in answers)
 
 
 def contact_sheet(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import PurePath
 from typing import Any, TypeVar
 
 HIDDEN = "***"
@@ -33,11 +32,11 @@ _AWS_ID = re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b")
 
 
 def shown(value: Value) -> Value:
-    """A text, path or JSON value as it may be printed, kept and hashed: users, passwords and tokens of URLs, and what
-    names itself a password, are `***`. What holds none of them is returned as it is."""
+    """A text, path (as text) or JSON value as it may be printed, kept and hashed: users, passwords and tokens of URLs,
+    and what names itself a password, are `***`. What holds none of them is returned as it is."""
     if isinstance(value, str):
         return _shown(value)  # type: ignore[return-value]
-    if isinstance(value, PurePath):
+    if hasattr(value, "joinpath"):  # pathlib's, or one of an object store, which is none of pathlib's
         return _shown(str(value))  # type: ignore[return-value]
     if isinstance(value, Mapping):
         return {shown(key): shown(item) for key, item in value.items()}  # type: ignore[return-value]

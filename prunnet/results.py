@@ -7,7 +7,7 @@ determines them (`unit_key`), a part file by the keys it holds, so a retry or a 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from prunnet.gains import p_comp as p_comp
 from prunnet.gains import p_up as p_up
 from prunnet.gains import update_gain as update_gain
 from prunnet.hashing import METHOD_VERSION, of_json
+from prunnet.spreadsheet import plain_cell as plain_cell
 from prunnet.storage import place, shown
 
 SCHEMA_VERSION = 2
@@ -116,13 +117,16 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(complete, schema=SCHEMA)
 
 
-def read(folder: str | Path) -> pa.Table:
+def read(folder: str | Path, each: Callable[[pa.Table], pa.Table] | None = None) -> pa.Table:
     """All rows of a results folder, one a key, in the order of their keys' parts.
+
+    `each` is applied to every part as it is read, before there are many in memory.
 
     Raises ResultsError that names a file which is torn, foreign, or of another schema. Hidden files, such as temporary
     ones of writers that died and what file managers leave (.DS_Store), are not read.
     """
-    whole = pa.concat_tables([SCHEMA.empty_table(), *_parts(place(folder))])
+    each = each or (lambda table: table)
+    whole = pa.concat_tables([each(SCHEMA.empty_table()), *map(each, _parts(place(folder)))])
     return _one_row_a_key(whole)
 
 
@@ -131,18 +135,16 @@ def trial_folder(folder: str | Path, trial: str) -> Path:
     return place(folder) / f"trial-{trial.replace('/', '-')}"
 
 
-def _parts(folder: Path) -> list[pa.Table]:
-    tables = []
+def _parts(folder: Path) -> Iterator[pa.Table]:
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.name.startswith(".") or path.name in _LEFT_BY_DESKTOPS:
             continue
         if path.name.startswith("trial-") and path.is_dir():
-            tables += _parts(path)
+            yield from _parts(path)
             continue
         if not (path.name.startswith("part-") and path.suffix == ".parquet"):
             raise ResultsError(f"foreign file {path.name!r} in results folder {str(folder)!r}; move it away")
-        tables.append(_read_part(path))
-    return tables
+        yield _read_part(path)
 
 
 def _read_part(path: Path) -> pa.Table:

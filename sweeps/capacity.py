@@ -26,14 +26,13 @@ from typing import Annotated, Any
 
 import typer
 
-from analysis import plots, report, tables
+from analysis import tables
 from analysis.frame import Frame
 from cluster.evaluation import Subject, evaluate
 from cluster.progress import bar
 from cluster.session import session
 from cluster.training import train
 from prunnet import data, prunable, results
-from prunnet.atomic import write_bytes, write_text
 from prunnet.checkpoint import load_network
 from prunnet.config import Recipe, load_recipe
 from prunnet.data.base import Dataset
@@ -46,6 +45,7 @@ from prunnet.storage import shown
 from prunnet.subnetworks import subnetwork
 from prunnet.training import steps_per_epoch
 from sweeps.printing import Console, Table
+from sweeps.report_files import write_files
 from sweeps.run import Run, absolute_paths, git_commit, one_line_errors, open_run
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
@@ -186,34 +186,28 @@ def training_told(recipe: Recipe, family: Family) -> dict[str, Any]:
     return {"kept": kept, "history": header.get("history", []), "conflicts": header.get("conflicts", [])}
 
 
-def draw(run: Run, console: Console) -> None:
-    """Table, front and report of the last sweep in a run's folder."""
+def draw(run: Run, console: Console, *, raw_csv: bool = False) -> None:
+    """Table, front and report of the last sweep in a run's folder; `raw_csv` leaves texts in rows.csv as they are."""
     manifest = run.manifest()
     frame = Frame.load(run.results, manifest["unit_keys"])
     failures = [f"capacity {capacity:g} failed: {error}" for capacity, error in manifest["failures"]]
-    if frame.rows:
-        table = Table(*tables.head(frame), title=f"{manifest['name']}: {len(frame.rows)} tests", box=None)
-        for cells in tables.capacity_table(frame):
+    if len(frame):
+        table = Table(*tables.head(frame), title=f"{manifest['name']}: {len(frame)} tests", box=None)
+        for cells in tables.capacity_table(frame, tables.LINES):
             table.add_row(*cells)
         console.print(table)
-        paper = run.folder / "paper"
-        drawn = plots.rendered(plots.pareto_figure(frame), "png", "svg")
-        write_bytes(run.folder / "pareto.png", drawn["png"])
-        write_bytes(paper / "pareto.svg", drawn["svg"])
-        for name, content in plots.rendered(plots.matrix_figure(frame), "png", "svg").items():
-            write_bytes(paper / f"matrix.{name}", content)
-        for name, text in (("md", tables.markdown(frame)), ("tex", tables.latex(frame))):
-            write_text(paper / f"capacities.{name}", text + "\n")
-        write_text(paper / "rows.csv", tables.rows_csv(frame))
-        page = report.render(
+        if said := tables.shortened(frame):
+            console.print(said)
+        write_files(
+            run.folder,
             frame,
             title=f"Capacity sweep {manifest['name']}",
             command=f"python sweeps/capacity.py --recipe {shown(run.recipe)}",
             recipe=shown(run.recipe.read_text(encoding="utf-8")),
+            raw_csv=raw_csv,
             failures=failures,
             **{name: manifest[name] for name in ("kept", "history", "conflicts") if name in manifest},
         )
-        write_text(run.folder / "report.html", page)
         for what, path in (("results", run.results), ("front", run.folder / "pareto.png")):
             console.print(f"{what:<8}{path}")
         console.print(f"{'report':<8}{run.folder / 'report.html'}")

@@ -52,7 +52,12 @@ def existing(run: Path) -> Run:
 
 
 @app.command(help="Tables, figures and page of a sweep or search, drawn again. Example: prunnet report runs/demo")
-def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
+def report(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    raw: Annotated[
+        bool, typer.Option("--csv-raw", help="Texts in rows.csv as they are, also where a spreadsheet would run them.")
+    ] = False,
+) -> None:
     there = existing(run)
     if (run / "search.json").exists():
         check_output(run / "search.html", "RUN")
@@ -60,7 +65,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
     else:
         there.manifest()
         check_output(run / "report.html", "RUN")
-        capacity.draw(there, Console())
+        capacity.draw(there, Console(), raw_csv=raw)
 
 
 @app.command(help="The row to ship. Example: prunnet best runs/demo --macs 5e6 --min-recall 0.6")

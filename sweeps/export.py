@@ -175,6 +175,9 @@ def query(
     gallery: Annotated[Path, typer.Argument(metavar="EMB_G", help="Embeddings of the gallery.")],
     top: Annotated[int, typer.Option(min=1, help="Answers a query.")] = 10,
     to: Annotated[Path | None, typer.Option("--csv", help="Write all answers there.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--csv-raw", help="Names as they are, also where a spreadsheet would run them.")
+    ] = False,
     sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet (PNG) there.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Queries on the sheet.")] = 20,
 ) -> None:
@@ -187,7 +190,7 @@ def query(
     answers = answers_to(asked, known, top)
     console = Console()
     if to is not None:
-        write_csv(answers, to)
+        write_csv(answers, to, raw=raw)
         console.print(f"{to}: {len(answers)} answers")
     if sheet is not None:
         picture = contact_sheet(asked, known, answers, rows=rows)
