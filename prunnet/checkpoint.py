@@ -15,6 +15,7 @@ from prunnet import hashing
 from prunnet.atomic import put_in_place
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, one_line
+from prunnet.headers import NetworkHeader, check, reading
 from prunnet.nets import RetrievalNet
 from prunnet.storage import local, place
 from prunnet.widths import build
@@ -93,12 +94,14 @@ def described_net(path: str | Path, header: dict[str, Any]) -> RetrievalNet:
         raise CheckpointError(
             f"{str(path)!r}: its header describes no network (wanted: {', '.join(sorted(SPEC_KEYS))})"
         )
-    return build(spec)
+    with reading(path):
+        return build(spec)
 
 
 def load_network(path: str | Path) -> tuple[RetrievalNet, dict[str, Any]]:
     """(network, header) of a file that `save_network` wrote; CheckpointError for any other."""
     tensors, header = load_tensors(path, NETWORK)
+    check(NetworkHeader, header, path)
     net = described_net(path, header)
     try:
         net.load_state_dict(tensors)

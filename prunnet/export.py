@@ -32,6 +32,8 @@ from prunnet.compact import PlainNet
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError, one_line
 from prunnet.granularity import UNITS
+from prunnet.headers import Identity, check, reading
+from prunnet.nets import RetrievalNet
 from prunnet.storage import local, place
 from prunnet.subnetworks import Subnetwork
 
@@ -164,7 +166,14 @@ def load_sparse(path: str | Path) -> tuple[Subnetwork, dict[str, Any]]:
     tensors, header = load_tensors(path, SPARSE)
     if header.get("content") != _content(tensors):
         raise CheckpointError(f"{str(path)!r} is damaged: its tensors do not have the hash that the header names")
-    net, said = described_net(path, header), header["identity"]
+    with reading(path):
+        check(Identity, header.get("identity"), path)
+        return _sparse(described_net(path, header), tensors, header["identity"])
+
+
+def _sparse(
+    net: RetrievalNet, tensors: Mapping[str, Tensor], said: dict[str, Any]
+) -> tuple[Subnetwork, dict[str, Any]]:
     state: dict[str, Tensor] = {}
     masks: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -330,6 +339,7 @@ def _checked(path: Path, stamped: str | None, content: Callable[[], str]) -> dic
         wanted = said.pop("content")
     except (ValueError, KeyError, AttributeError):
         raise CheckpointError(f"{str(path)!r} is damaged: its identity cannot be read") from None
+    check(Identity, said, path)
     if content() != wanted:
         raise CheckpointError(f"{str(path)!r} is damaged: its content does not have the hash in its identity")
     return said
