@@ -10,6 +10,7 @@ written; the words around it are the author's.
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -144,14 +145,16 @@ def cost_table(trials: Trials) -> str:
     for name, seeds in trials.items():
         first = next(iter(seeds.values()))[0]
         seconds = [rows[0]["train_seconds"] for rows in seeds.values()]
-        lines.append([name, f"{len(seeds)}", f"{_rate(first):g}", f"{first['images_seen']:,}", cell(seconds, 0)])
+        seen = "-" if first["images_seen"] is None else f"{first['images_seen']:,}"
+        lines.append([name, f"{len(seeds)}", _rate(first), seen, cell(seconds, 0)])
     return markdown(["", "seeds", "learning rate", "images seen, each capacity", "seconds of training"], lines)
 
 
-def _rate(row: Row) -> float:
-    import json
-
-    return json.loads(row["config_json"])["trained"]["train"]["lr"]
+def _rate(row: Row) -> str:
+    try:
+        return f"{json.loads(row['config_json'])['trained']['train']['lr']:g}"
+    except (TypeError, ValueError, KeyError):
+        return "-"
 
 
 def upgrade_table(trials: Trials) -> str:
@@ -179,7 +182,8 @@ def _gains(trials: Trials, seed: int, own: float | None, crossed: float | None) 
 
 def old_gallery_table(trials: Trials) -> str:
     """New networks of many capacities: every one searches the old gallery."""
-    many = {name: seeds for name, seeds in trials.items() if any("," in r["train_capacities"] for r in _rows(seeds))}
+    several = {name: any("," in str(row["train_capacities"]) for row in _rows(seeds)) for name, seeds in trials.items()}
+    many = {name: seeds for name, seeds in trials.items() if several[name]}
     columns = sorted({row["query_capacity"] for seeds in many.values() for row in _rows(seeds)}, reverse=True)
     lines = [
         [name, *(cell(value(rows, c, 1.0, "map", "old") for rows in seeds.values()) for c in columns)]

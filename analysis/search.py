@@ -10,6 +10,7 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import TypeAdapter
 
 from analysis.pareto import Point, hypervolume
 from analysis.quantities import Quantity
@@ -99,12 +100,15 @@ class Findings:
         return json.dumps(told, indent=1)
 
     @staticmethod
-    def from_json(text: str) -> Findings:
-        """What `to_json` wrote. Raises ValueError, TypeError or KeyError of other text."""
-        told = json.loads(text)
-        objectives = [Quantity.model_validate(q) for q in told.pop("objectives")]
-        records = [Record(**record) for record in told.pop("records")]
-        return Findings(objectives=objectives, records=records, **told)
+    def from_json(text: str | bytes) -> Findings:
+        """What `to_json` wrote. Raises ValueError of other text."""
+        found = TypeAdapter(Findings).validate_json(text)
+        labels = {q.label for q in found.objectives}
+        told: list[Mapping[str, float]] = [r.values for r in found.records if r.state == "complete"]
+        told += [] if found.baseline is None else [found.baseline]
+        if not labels or not found.worst_cost > 0 or any(labels - values.keys() for values in told):
+            raise ValueError("objectives without values")
+        return found
 
 
 def dominates(one: Record, other: Record, objectives: Sequence[Quantity]) -> bool:

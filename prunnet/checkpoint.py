@@ -17,7 +17,8 @@ from torch import Tensor
 from prunnet import hashing, seal
 from prunnet.atomic import put_in_place
 from prunnet.data.transforms import Preprocessing
-from prunnet.errors import CheckpointError, PrunnetError, one_line
+from prunnet.errors import CheckpointError, one_line
+from prunnet.headers import NetworkHeader, check, reading
 from prunnet.nets import RetrievalNet
 from prunnet.storage import local, place
 from prunnet.widths import build
@@ -122,12 +123,8 @@ def described_net(path: str | Path, header: dict[str, Any]) -> RetrievalNet:
         raise CheckpointError(
             f"{str(path)!r}: its header describes no network (wanted: {', '.join(sorted(SPEC_KEYS))})"
         )
-    try:
+    with reading(path):
         return build(spec)
-    except PrunnetError:
-        raise
-    except Exception as error:  # whatever torch and timm say to numbers and options that no network has
-        raise CheckpointError(f"{str(path)!r}: its header describes no network ({one_line(error)[:200]})") from None
 
 
 def load_network(path: str | Path) -> tuple[RetrievalNet, dict[str, Any]]:
@@ -139,6 +136,7 @@ def load_network(path: str | Path) -> tuple[RetrievalNet, dict[str, Any]]:
 def load_calibrated(path: str | Path) -> tuple[RetrievalNet, dict[str, Any], Statistics | None]:
     """As `load_network`, with the statistics; None where a file, as older ones, has none."""
     tensors, header = load_tensors(path, NETWORK)
+    check(NetworkHeader, header, path)
     own = {name.removeprefix(CALIBRATED): tensors.pop(name) for name in [*tensors] if name.startswith(CALIBRATED)}
     net = described_net(path, header)
     state = net.state_dict()

@@ -50,7 +50,10 @@ def check_colour(value: str) -> str:
 
 Capacity = Annotated[float, AfterValidator(check_capacity)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
+MAX_SIDE = 2**14
+"""Pixels of an image's side, at most: 800 MB in colour."""
+Side = Annotated[int, Field(ge=8, le=MAX_SIDE)]
 
 
 class Section(BaseModel):
@@ -67,9 +70,9 @@ class DataConfig(Section):
     """cifar100, omniglot: fetch what is not in `root`."""
     boxes: bool = False
     """inshop: cut every image to its box."""
-    image_size: Annotated[int, Field(ge=8)] = 32
+    image_size: Side = 32
     """Pixels, side of the square that the network sees."""
-    resize: int | None = None
+    resize: Side | None = None
     """Pixels of the shorter side before the crop to image_size; None: image_size, no crop."""
     channels: Literal[1, 3] = 1
     invert: bool = False
@@ -78,11 +81,11 @@ class DataConfig(Section):
     """What shows through transparent pixels, before `invert`: a name such as black, or #rrggbb in quotes."""
     mean: float | None = None
     """Pixel mean in [0, 1]; None: 0.5 (grey) or ImageNet's (colour)."""
-    std: float | None = None
+    std: Annotated[float, Field(gt=0)] | None = None
     seed: int = 0
-    images_per_class: Positive = 20
+    images_per_class: Annotated[int, Field(ge=1, le=100_000)] = 20
     """glyphs, colour_glyphs: images rendered a class."""
-    classes: Annotated[int, Field(ge=2)] = 400
+    classes: Annotated[int, Field(ge=2, lt=2**31)] = 400
     """glyphs, colour_glyphs: training classes (letters), at most."""
     holdout: Literal["class", "top_folder", "list"] = "class"
     """imagefolder only: what `test` and `validation` name: class folders, top folders, or text files with
@@ -104,13 +107,13 @@ class DataConfig(Section):
     """How training images are told from others when a training is resumed or found finished: times: names, sizes and
     modification times; sizes: names and sizes, for a copy whose times are its own; content: names and bytes, read once
     more."""
-    rotate: float = 10.0
+    rotate: Annotated[float, Field(ge=0, le=180)] = 10.0
     """Augmentation of training images: degrees, uniform in ±rotate."""
-    translate: float = 0.08
+    translate: Annotated[float, Field(ge=0, le=1)] = 0.08
     """Share of the side, uniform in ±translate."""
-    scale: float = 0.15
+    scale: Annotated[float, Field(ge=0)] = 0.15
     """Log-uniform in 1/(1 + scale) … 1 + scale."""
-    shear: float = 8.0
+    shear: Annotated[float, Field(ge=0, lt=90)] = 8.0
     """Degrees, uniform in ±shear."""
     flip: bool = False
     """Horizontal flip of half of the training images; right for photographs, wrong for letters."""
@@ -122,7 +125,7 @@ class ModelConfig(Section):
     backbone: str = "resnet18"
     options: dict[str, Any] = {}
     """Keyword arguments for timm.create_model, such as {channels: [32, 64, 128, 256]}."""
-    embedding_dim: Positive = 256
+    embedding_dim: Annotated[int, Field(ge=1, le=65_536)] = 256
     stem: Literal["timm", "released"] = "timm"
     """released: no max-pool after the stem, as in PrunNet's released ResNet-18."""
     neck_norm: Literal["batch", "none"] = "batch"
@@ -270,7 +273,7 @@ class SweepConfig(Section):
     """Test on this data set instead of the one in `data`: a network trained on gldv2 on roxford5k, say."""
     root: str | None = None
     """Its folder, .zip or packed store."""
-    long_side: Annotated[int, Field(ge=8)] | None = None
+    long_side: Side | None = None
     """Test on whole images, brought down to so many pixels along their longer side, instead of the centre crop."""
     scales: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0,)
     """Average the embeddings of each image at these sizes."""
@@ -287,7 +290,7 @@ class SweepConfig(Section):
     measure: Annotated[Literal["off", "eager", "compile", "onnxruntime"], BeforeValidator(_off)] = "off"
     """Also measure latency, size and peak memory of each capacity's compact network, on the machine of the driver,
     before the evaluation begins."""
-    measure_threads: Positive = 1
+    measure_threads: Annotated[int, Field(ge=1, le=1024)] = 1
     batch_size: Positive = 256
     seed: int = 0
 
@@ -305,15 +308,15 @@ class ClusterConfig(Section):
     """Data-parallel training processes."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
-    loaders: Annotated[int, Field(ge=0)] = 0
+    loaders: Annotated[int, Field(ge=0, le=1024)] = 0
     """Processes that decode images for each training worker, where they are files; 0: threads of the worker."""
     actors: Positive = 2
     """Evaluation actors."""
     cpus_per_actor: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0.0
-    max_failures: Annotated[int, Field(ge=0)] = 3
+    max_failures: Annotated[int, Field(ge=0, lt=2**31)] = 3
     """Worker failures that a training survives."""
-    preemption_steps: Annotated[int, Field(ge=0)] = 25
+    preemption_steps: Annotated[int, Field(ge=0, lt=2**31)] = 25
     """Steps between looks whether a node is about to be taken away, which is answered by a checkpoint; 0: never."""
     attempts: Positive = 3
     """Times that a capacity is tried before it is reported as failed."""

@@ -23,7 +23,8 @@ from prunnet.data.decode import decoded
 from prunnet.data.files import Files, ImageFiles, unreadable
 from prunnet.data.roots import SUFFIXES, Root, image_names, open_root
 from prunnet.data.transforms import Preprocessing
-from prunnet.errors import ConfigError, DataError
+from prunnet.errors import CheckpointError, ConfigError, DataError
+from prunnet.headers import EmbeddingsHeader, check
 from prunnet.retrieval.features import Embedder
 from prunnet.retrieval.features import embed as embed_images
 from prunnet.retrieval.search import Features, search
@@ -59,8 +60,14 @@ class EmbeddingSet:
     def load(cls, folder: str | Path) -> EmbeddingSet:
         """What `save` wrote; CheckpointError for anything else."""
         path = place(folder)
-        tensors, header = load_tensors(path / FILE if path.is_dir() else path, FORMAT)
-        return cls(tensors["embeddings"].numpy(), tuple(header["names"]), header["root"], header["identity"])
+        file = path / FILE if path.is_dir() else path
+        tensors, header = load_tensors(file, FORMAT)
+        check(EmbeddingsHeader, header, file)
+        shape = (len(header["names"]), header["identity"]["embedding_dim"])
+        found = tensors.get("embeddings")
+        if found is None or tuple(found.shape) != shape or found.dtype != torch.float32:
+            raise CheckpointError(f"{str(file)!r} does not hold the {shape[0]} x {shape[1]} numbers that it names")
+        return cls(found.numpy(), tuple(header["names"]), header["root"], header["identity"])
 
 
 def embed_folder(

@@ -32,6 +32,8 @@ from prunnet.compact import PlainNet
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError, PrunnetError, one_line
 from prunnet.granularity import UNITS
+from prunnet.headers import Identity, check, reading
+from prunnet.nets import RetrievalNet
 from prunnet.storage import local, place
 from prunnet.subnetworks import Subnetwork
 
@@ -182,7 +184,14 @@ def load_sparse(path: str | Path) -> tuple[Subnetwork, dict[str, Any]]:
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     if "content" in header and header["content"] != hashing.of_arrays(arrays):  # a file of before there were seals
         raise CheckpointError(f"{str(path)!r} is damaged: its tensors do not have the hash that the header names")
-    net, said = described_net(path, header), header["identity"]
+    with reading(path):
+        check(Identity, header.get("identity"), path)
+        return _sparse(described_net(path, header), tensors, header["identity"])
+
+
+def _sparse(
+    net: RetrievalNet, tensors: Mapping[str, Tensor], said: dict[str, Any]
+) -> tuple[Subnetwork, dict[str, Any]]:
     state: dict[str, Tensor] = {}
     masks: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -371,6 +380,7 @@ def _checked(path: Path, stamped: str | None, whole: bool | None, content: Calla
             whole = said.pop("content") == content()
     except (ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{str(path)!r} is damaged: its identity cannot be read") from None
+    check(Identity, said, path)
     if not whole:
         raise CheckpointError(f"{str(path)!r} is damaged: its content does not have the hash that it carries")
     return said

@@ -22,6 +22,7 @@ from prunnet.config import Recipe
 from prunnet.data.base import Dataset
 from prunnet.data.transforms import Augmentation, Preprocessing
 from prunnet.errors import CheckpointError, ConfigError, DataWarning
+from prunnet.headers import SweptHeader, check
 from prunnet.methods import METHODS
 from prunnet.nets import RetrievalNet, sized_options
 from prunnet.training import Trainer
@@ -229,7 +230,7 @@ def train_here(
 
 
 def fitting(header: dict[str, Any], path: str, wanted: Preprocessing) -> None:
-    """CheckpointError where a network was trained for images that are made in another way."""
+    """CheckpointError where a network was trained for images that are made in another way, or by no recipe."""
     trained, now = header["preprocessing"], wanted.to_json()
     if trained != now:
         differs = sorted(key for key in now if trained.get(key) != now[key])
@@ -237,3 +238,4 @@ def fitting(header: dict[str, Any], path: str, wanted: Preprocessing) -> None:
             f"checkpoint {path!r} was trained with other preprocessing: "
             + ", ".join(f"{key} {trained.get(key)} (recipe: {now[key]})" for key in differs)
         )
+    check(SweptHeader, header, path)

@@ -57,7 +57,7 @@ def weights_sha_of(path: str | Path) -> str:
         return str(parts[0]) if len(parts) == 1 else of_json([parts[0], *parts[1:]])
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {str(path)!r} is not a file") from None
-    except (SafetensorError, OSError, IndexError, AttributeError, TypeError, ValueError):
+    except (SafetensorError, OSError, LookupError, AttributeError, TypeError, ValueError):
         raise CheckpointError(f"{str(path)!r} is not a whole network file (model.safetensors of a run)") from None
 
 

@@ -27,6 +27,7 @@ from prunnet.atomic import put_in_place
 from prunnet.checkpoint import described_net
 from prunnet.errors import CheckpointError, ConfigError
 from prunnet.hashing import canonical_json
+from prunnet.headers import Identity, check, reading
 from prunnet.nets import RetrievalNet
 from prunnet.storage import local, place
 from prunnet.subnetworks import Subnetwork, running_statistics
@@ -138,6 +139,12 @@ class Nested:
     def read(cls, data: bytes, path: str = "progressive file") -> tuple[Nested, dict[str, Any]]:
         """(the capacities that are there, the header) of the first bytes of a file."""
         header, start = read_header(data, path)
+        with reading(path):
+            return cls._read(data, path, header, start), header
+
+    @classmethod
+    def _read(cls, data: bytes, path: str, header: dict[str, Any], start: int) -> Nested:
+        check(Identity, header["identity"], path)
         net = described_net(path, header)
         parts = [_Part(**part) for part in header["parts"]]
         bodies = list(_bodies(data, start, parts, path))
@@ -160,7 +167,7 @@ class Nested:
             self._own.append({name: reader.tensor(like) for name, like in sorted(own.items())})
         for first in self.first.values():
             first[first == 255] = len(bodies)
-        return self, header
+        return self
 
 
 def read_header(data: bytes, path: str) -> tuple[dict[str, Any], int]:
@@ -176,7 +183,10 @@ def read_header(data: bytes, path: str) -> tuple[dict[str, Any], int]:
         raise CheckpointError(f"{path!r} ends within its header")
     if hashlib.sha256(said).digest() != data[fixed - 32 : fixed]:
         raise CheckpointError(f"{path!r} is damaged: its header does not have the hash that stands before it")
-    return json.loads(said), fixed + length
+    header = json.loads(said)
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path!r} is not a progressive file: its header is a {type(header).__name__}")
+    return header, fixed + length
 
 
 def ends(path: str | Path) -> dict[float, int]:

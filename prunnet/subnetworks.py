@@ -21,6 +21,7 @@ from prunnet.data.base import ImageSet
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError
 from prunnet.granularity import select
+from prunnet.headers import SubnetworkHeader, check, reading
 from prunnet.masks import LayerMasks, top_k_mask
 from prunnet.nets import RetrievalNet
 from prunnet.widths import SwitchableNet, build
@@ -152,8 +153,10 @@ class Subnetwork:
     def load_with_preprocessing(cls, path: str | Path) -> tuple[Subnetwork, dict[str, Any] | None]:
         """The saved subnetwork, and what its images had been made with, as JSON."""
         tensors, header = load_tensors(path, FORMAT)
+        check(SubnetworkHeader, header, path)
         net = described_net(path, header)
-        missing, unexpected = net.load_state_dict(tensors, strict=False)
+        with reading(path):
+            missing, unexpected = net.load_state_dict(tensors, strict=False)
         missing = [m for m in missing if not prunable.is_score(m) and not m.startswith("classifier.")]
         if missing or unexpected:
             raise CheckpointError(f"{str(path)!r} does not fit its own header: {[*missing, *unexpected][:3]}")

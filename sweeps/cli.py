@@ -15,7 +15,7 @@ from prunnet.errors import ConfigError
 from prunnet.results import best_under
 from sweeps import ablation, capacity, cost, doctor, evaluate, export, layerwise, pack, search
 from sweeps.printing import Console, print_json
-from sweeps.run import Run, one_line_errors
+from sweeps.run import Run, check_number, one_line_errors
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 
@@ -78,6 +78,10 @@ def best(
     metric: Annotated[str, typer.Option(help="What is to be best.")] = "map",
     device: Annotated[str | None, typer.Option(help="Where it was measured, such as cpu.")] = None,
 ) -> None:
+    limits = {"--macs": macs, "--bytes": max_bytes, "--latency-ms": latency_ms}
+    for option, limit in limits.items():
+        check_number(option, limit, 0, 1e18)
+    check_number("--min-recall", min_recall, 0, 1)
     row = best_under(
         existing(run).results,
         macs=macs,

@@ -14,12 +14,13 @@ import typer
 
 from prunnet.config import check_capacity
 from prunnet.data.transforms import Preprocessing
-from prunnet.errors import ConfigError
+from prunnet.errors import ConfigError, echo
 from prunnet.families import Family
 from prunnet.latency import RUNTIMES, SECONDS, measure
 from prunnet.plan import allocation_of
 from prunnet.subnetworks import subnetwork
 from sweeps.printing import Console, Table, print_json
+from sweeps.run import check_number
 
 USUAL = (1.0, 0.8, 0.6, 0.4, 0.2)
 
@@ -28,11 +29,14 @@ def main(
     run: Annotated[Path, typer.Argument(help="A run's folder, or a network's file.")],
     capacity: Annotated[list[float] | None, typer.Option(help="Each that is to be measured; five if not said.")] = None,
     runtime: Annotated[str, typer.Option(help=f"{', '.join(RUNTIMES)}.")] = "eager",
-    threads: Annotated[int, typer.Option(min=1, help="Of the runtime.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Of the runtime.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, or cuda where there is a GPU.")] = "cpu",
-    seconds: Annotated[float, typer.Option(min=0.01, help="How long each is repeated, at least.")] = SECONDS,
+    seconds: Annotated[float, typer.Option(help="How long each is repeated, at least.")] = SECONDS,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a capacity.")] = False,
 ) -> None:
+    check_number("--seconds", seconds, 0.01, 3600)
+    if runtime not in RUNTIMES:
+        raise ConfigError(f"--runtime {echo(runtime)}; valid: {', '.join(RUNTIMES)}")
     family = Family.of_run(run)
     console = Console()
     table = Table("capacity", "MMACs", "compact", "bytes", "ms, batch 1", "ms, batch 32", "peak MB", box=None)

@@ -25,8 +25,8 @@ def _group() -> None: ...
 @app.command(help="What of a timm model would be prunable. Example: prunnet doctor backbone convnext_tiny")
 def backbone(
     name: Annotated[str, typer.Argument(help="Any timm name.")],
-    image_size: Annotated[int, typer.Option(help="Pixels, for the MACs.")] = 224,
-    channels: Annotated[int, typer.Option(help="1 or 3.")] = 3,
+    image_size: Annotated[int, typer.Option(min=8, max=2048, help="Pixels, for the MACs.")] = 224,
+    channels: Annotated[int, typer.Option(min=1, max=64, help="1 or 3.")] = 3,
     layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
     ties: Annotated[bool, typer.Option("--ties", help="Trace which channels are tied: seconds to a minute.")] = False,
 ) -> None:

@@ -22,7 +22,7 @@ from prunnet.data.base import Dataset
 from prunnet.data.transforms import Preprocessing
 from prunnet.embeddings import FILE, EmbeddingSet, contact_sheet, embed_folder, write_csv
 from prunnet.embeddings import query as answers_to
-from prunnet.errors import ConfigError, echo
+from prunnet.errors import CheckpointError, ConfigError, echo
 from prunnet.export import PRECISIONS, Exported, check_format, identity, open_export
 from prunnet.export import export as write
 from prunnet.families import Family
@@ -48,8 +48,10 @@ class Source:
     def of(cls, run: Path, overrides: Sequence[str]) -> Source:
         """A run's folder or one network's file. `overrides` mend where the data lie: data.root=DIR."""
         family = Family.of_run(run)
-        trained = family.members[family.top][1]["recipe"]
-        tree: dict[str, Any] = {"data": {**trained["data"], "train_fraction": 1.0}}
+        trained = family.members[family.top][1].get("recipe", {}).get("data")
+        if not trained:
+            raise CheckpointError(f"{str(run)!r} does not say on which data it was trained; valid: a run of prunnet's")
+        tree: dict[str, Any] = {"data": {**trained, "train_fraction": 1.0}}
         for override in overrides:
             apply_override(tree, override)
         recipe = absolute_paths(parse_recipe(tree))
@@ -135,7 +137,7 @@ def embed(
     images: Annotated[Path, typer.Argument(help="A folder of images at any depth, or a .zip.")],
     out: Annotated[Path, typer.Option(help="Folder for the embeddings.")],
     capacity: Annotated[float | None, typer.Option(help="Of a progressive file; its largest if not said.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, max=10**6, help="Images at a time.")] = 64,
     skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="Leave them out, by name.")] = False,
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Open a .pt2, which can run any code that its maker put into it.")
@@ -173,13 +175,13 @@ def _opened(model: Path, capacity: float | None, trust_code: bool) -> tuple[Embe
 def query(
     queries: Annotated[Path, typer.Argument(metavar="EMB_Q", help="Embeddings of the queries (prunnet embed).")],
     gallery: Annotated[Path, typer.Argument(metavar="EMB_G", help="Embeddings of the gallery.")],
-    top: Annotated[int, typer.Option(min=1, help="Answers a query.")] = 10,
+    top: Annotated[int, typer.Option(min=1, max=10**6, help="Answers a query.")] = 10,
     to: Annotated[Path | None, typer.Option("--csv", help="Write all answers there.")] = None,
     raw: Annotated[
         bool, typer.Option("--csv-raw", help="Names as they are, also where a spreadsheet would run them.")
     ] = False,
     sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet (PNG) there.")] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Queries on the sheet.")] = 20,
+    rows: Annotated[int, typer.Option(min=1, max=10_000, help="Queries on the sheet.")] = 20,
 ) -> None:
     for path, option in ((to, "--csv"), (sheet, "--sheet")):
         if path is not None:

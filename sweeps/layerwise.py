@@ -28,7 +28,7 @@ import optuna
 import typer
 
 from cluster.evaluation import Subject, evaluate, start_actor
-from cluster.layerwise import REACH, improve, look, sampler
+from cluster.layerwise import REACH, SAMPLERS, improve, look, sampler
 from cluster.pool import Pool
 from cluster.progress import bar
 from cluster.session import session
@@ -36,7 +36,7 @@ from prunnet import results
 from prunnet.atomic import write_text
 from prunnet.config import Recipe, check_capacity, load_recipe
 from prunnet.data.base import Dataset
-from prunnet.errors import ConfigError
+from prunnet.errors import ConfigError, echo
 from prunnet.families import Family
 from prunnet.layerwise import Budget, Keep
 from prunnet.plan import Units, evaluation_plan, network_arrays, plan_units
@@ -219,15 +219,17 @@ def main(
     recipe: Annotated[Path, typer.Option(help="YAML recipe of a capacity sweep.")] = DEFAULT_RECIPE,
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, dotted.")] = None,
     budget: Annotated[list[float] | None, typer.Option(help="MACs of the uniform cut of this capacity.")] = None,
-    evaluations: Annotated[int, typer.Option(help="Vectors looked at, for each budget.")] = 200,
+    evaluations: Annotated[int, typer.Option(min=1, max=10**6, help="Vectors looked at, for each budget.")] = 200,
     grouping: Annotated[str, typer.Option(help="A share for every layer, or for every block: layer, block.")] = "layer",
     sampler: Annotated[str, typer.Option(help="Optuna's: cmaes, tpe, random.")] = "cmaes",
-    seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the sampler.")] = 0,
 ) -> None:
     """Layer-wise capacities under a MACs budget, without training."""
     with one_line_errors():
         if grouping not in ("layer", "block"):
-            raise ConfigError(f"--grouping {grouping!r}; valid: layer, block")
+            raise ConfigError(f"--grouping {echo(grouping)}; valid: layer, block")
+        if sampler not in SAMPLERS:
+            raise ConfigError(f"--sampler {echo(sampler)}; valid: {', '.join(SAMPLERS)}")
         budgets = tuple(check_capacity(value) for value in budget or Asked.budgets)
         asked = Asked(budgets, evaluations, grouping, sampler, seed)  # type: ignore[arg-type]
         code = search_layers(load_recipe(recipe, set_ or ()), asked)

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 
 from cluster.ending import Stopped, end, family, stoppable
 from cluster.session import in_submitted_job
@@ -71,14 +71,25 @@ class Run:
             raise ConfigError(f"{str(path)!r} is not there or torn: no finished sweep in this folder") from None
 
 
+def _number(text: str) -> str:
+    float(text)
+    return text
+
+
+def _epoch(entry: dict[str, float | None]) -> dict[str, float | None]:
+    if entry.get("epoch") is None:
+        raise ValueError("an epoch without a number")
+    return entry
+
+
 class Manifest(BaseModel):
     """What `manifest.json` holds; the last three are absent from old ones."""
 
     name: str
     unit_keys: list[str]
     failures: list[tuple[float, str]]
-    kept: dict[str, dict[str, float]] = {}
-    history: list[dict[str, float | None]] = []
+    kept: dict[Annotated[str, AfterValidator(_number)], dict[str, float]] = {}
+    history: list[Annotated[dict[str, float | None], AfterValidator(_epoch)]] = []
     conflicts: list[dict[str, float | None]] = []
 
 
@@ -123,6 +134,12 @@ def _without_traceback() -> Iterator[None]:
 def _flush() -> None:
     if sys.stdout is not None:
         sys.stdout.flush()
+
+
+def check_number(option: str, value: float | None, low: float, high: float) -> None:
+    """ConfigError where an option is given a number out of its range, or none, such as nan."""
+    if value is not None and not low <= value <= high:
+        raise ConfigError(f"{option} {value:g}; valid: {low:g} to {high:g}")
 
 
 @contextmanager

@@ -203,8 +203,8 @@ def draw(folder: Path, console: Console) -> None:
     """Table, figure and page of what `search.json` in a search's folder tells."""
     path = folder / "search.json"
     try:
-        findings = found.Findings.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, KeyError):
+        findings = found.Findings.from_json(path.read_bytes())
+    except (OSError, ValueError):
         raise ConfigError(f"{str(path)!r} is not there or torn: no finished search in this folder") from None
     show(findings, console)
     if any(record.state == "complete" for record in findings.records):

@@ -20,17 +20,18 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import BaseModel, Field, ValidationError
 
 from prunnet import hashing
 from prunnet.atomic import put_in_place
 from prunnet.data.base import IntArray
 from prunnet.data.decode import size_of
 from prunnet.data.listing import Groups, Listing, Part, Split
-from prunnet.errors import DataError
+from prunnet.errors import DataError, echo
 from prunnet.hashing import of_file
 from prunnet.storage import lock_file
 
@@ -168,9 +169,48 @@ def _manifest(path: Path) -> dict[str, Any]:
         raise DataError(f"{str(file)!r} is damaged ({type(error).__name__}); pack the data set again") from None
     if own != hashing.of_json(manifest):
         raise DataError(f"{str(file)!r} is damaged: its checksum differs; pack the data set again")
-    if manifest["version"] != VERSION:
-        raise DataError(f"{str(path)!r} is a store of version {manifest['version']}; valid: {VERSION}")
+    if manifest.get("version") != VERSION:
+        raise DataError(f"{str(path)!r} is a store of version {echo(manifest.get('version'))}; valid: {VERSION}")
+    try:
+        _ToldStore.model_validate(manifest)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise DataError(f"{str(file)!r} is not what `prunnet pack` writes ({where}); pack the data set again") from None
     return manifest
+
+
+_Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]
+"""Of a file of the store."""
+
+
+class _ToldShard(BaseModel):
+    file: _Name
+    rows: Annotated[int, Field(ge=0, le=ROWS)]
+    sha256: str
+
+
+class _ToldSplit(BaseModel):
+    queries: _Name
+    gallery: _Name | None
+    lists: _Name | None
+    protocol: str
+    recalls: list[int]
+
+
+class _ToldStore(BaseModel):
+    """What a manifest holds."""
+
+    name: str
+    images: int
+    made_of: str
+    train: _Name | None
+    pool: _Name | None
+    splits: dict[str, _ToldSplit]
+    expected: dict[str, int]
+    more: dict[str, int]
+    notes: list[str]
+    shards: list[_ToldShard]
+    files: dict[_Name, str]
 
 
 def _table(file: Path) -> pa.Table:

@@ -12,11 +12,13 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageColor
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from prunnet import hashing
-from prunnet.config import DataConfig
+from prunnet.config import MAX_SIDE, DataConfig
 from prunnet.data.decode import WHITE, Colour
+from prunnet.errors import CheckpointError, echo
 
 LONGEST = 16
 """Images longer than so many times their width are cut before they are scaled, so that memory stays below so many
@@ -64,10 +66,25 @@ class Preprocessing:
         return {key: value for key, value in values.items() if key not in plain or value != plain[key]}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Preprocessing:
-        """What `to_json` gave."""
-        read: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-        return cls(**read)
+    def from_json(cls, values: Any) -> Preprocessing:
+        """What `to_json` gave; CheckpointError for anything else."""
+        try:
+            made = TypeAdapter(cls).validate_python(values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise CheckpointError(f"preprocessing {echo(values)}: {where}: {first['msg']}") from None
+        per_channel = (made.mean, made.std)
+        if not (
+            1 <= made.image_size <= made.resize <= MAX_SIDE
+            and made.channels in (1, 3)
+            and all(len(numbers) == made.channels for numbers in per_channel)
+            and all(math.isfinite(number) for numbers in (*per_channel, made.scales) for number in numbers)
+            and all(number > 0 for number in (*made.std, *made.scales))
+            and 1 <= (made.long_side or 1) <= MAX_SIDE
+        ):
+            raise CheckpointError(f"preprocessing {echo(values)} makes no images of any network")
+        return made
 
     def sha(self) -> str:
         return hashing.of_json(self.to_json())
