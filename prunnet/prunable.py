@@ -21,6 +21,8 @@ from prunnet.errors import ConfigError, unknown
 
 SCORE_INITS = ("kaiming_uniform", "normal", "magnitude", "constant")
 """Those that need no data; `snip_scores` is the fifth."""
+_SILENT = 1e-3
+"""A scale below it throughout hides its branch."""
 
 
 def layers(net: nn.Module) -> dict[str, nn.Module]:
@@ -166,9 +168,10 @@ def _initial(weight: Tensor, init: str, generator: torch.Generator, fan_in: int)
 
 @contextmanager
 def unit_scales(net: nn.Module) -> Iterator[None]:
-    """No branch is silent: the scale of every BatchNorm is 1, and so is any other scale that is 0 throughout.
+    """No branch is silent: the scale of every BatchNorm is 1, and so is any other scale that is (nearly) 0 throughout.
 
-    timm starts the last scale of a residual branch at 0, whose weights then have no part in the output and no gradient.
+    timm starts the last scale of a residual branch at 0 (a LayerScale at 1e-6), whose weights then have no part in the
+    output and no gradient.
     All are as they were, to the bit, when the block ends.
     """
     changed = [
@@ -176,7 +179,7 @@ def unit_scales(net: nn.Module) -> Iterator[None]:
         for module in net.modules()
         for name, scale in module.named_parameters(recurse=False)
         if (name == "weight" and isinstance(module, _BatchNorm))
-        or (_is_scale(module, name) and not bool(scale.detach().any()))
+        or (_is_scale(module, name) and float(scale.detach().abs().max()) < _SILENT)
     ]
     with torch.no_grad():
         for scale, _ in changed:

@@ -226,6 +226,19 @@ def test_the_page_holds_means_deviations_and_gains(tmp_path: Path) -> None:
         comparison.write(tmp_path / "table.parquet", page)
 
 
+def test_what_a_name_stood_for_once_is_neither_chosen_by_nor_shown(tmp_path: Path) -> None:
+    """Issue 15, number 12: when a method is mended, rows of its old definition stay in the table, under its name."""
+    small = load_ablation(written(tmp_path, seeds=[0]))
+    rates = [t for t in small.tuning() if t.name.startswith("tuning/prunnet/")]
+    rows = [row(trial, 1.0, 1.0, score) for trial, score in zip(rates, (0.3, 0.6), strict=True)]
+    stale = {**rows[0], "trial_id": f"{rates[0].name}/{'0' * 10}", "unit_key": "stale", "map": 0.9}
+    table = results.as_table([*rows, stale])
+    (trial,) = (t for t in small.methods_trials(table) if t.name == "methods/prunnet/s0")
+    assert trial.recipe.train.lr == rates[1].recipe.train.lr
+    told = [{**r, "created_at": day} for r, day in zip((*rows, stale), ("2026-02", "2026-02", "2026-01"), strict=True)]
+    assert comparison.newest(told) == told[:2]
+
+
 def test_the_page_weighs_accuracy_against_cost_and_pairs_layer_wise_cuts_with_uniform_ones(tmp_path: Path) -> None:
     small = load_ablation(written(tmp_path, seeds=[0, 1]))
     rows = []

@@ -14,14 +14,20 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from prunnet import data
-from prunnet.checkpoint import save_network
+from prunnet.checkpoint import Statistics, load_calibrated, load_network, network_sha, save_network
+from prunnet.compare import Side, compare, data_of
 from prunnet.config import DataConfig, Recipe, parse_recipe
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError
+from prunnet.evaluation import Evaluator, features_path
+from prunnet.families import Family, train_here
 from prunnet.gains import p_1, p_comp, p_up, update_gain
+from prunnet.nets import RetrievalNet
+from prunnet.plan import evaluation_plan, network_arrays, plan_units
 from prunnet.retrieval.compatibility import negative_flips, right_at_one
+from prunnet.retrieval.features import embed, load_features
 from prunnet.retrieval.hits import from_ranks
-from prunnet.subnetworks import subnetwork
+from prunnet.subnetworks import calibration_loader, running_statistics, subnetwork
 from prunnet.upgrade import OldNetwork, converted
 from sweeps.cli import app
 from tests.conftest import image_folder, tiny_net
@@ -95,6 +101,98 @@ def test_an_old_network_may_be_a_saved_subnetwork_with_another_preprocessing(tmp
     for path in (tmp_path / "absent", tmp_path / "text"):
         with pytest.raises(CheckpointError):
             OldNetwork(path, preprocessing=GREY, embedding_dim=16)
+
+
+def shifted(net: RetrievalNet, by: float) -> Statistics:
+    """Statistics that no images gave, so that their use is seen."""
+    own = dict(running_statistics(net))
+    return Statistics({n: t + by if n.endswith("running_mean") else t.clone() for n, t in own.items()}, "images")
+
+
+def saved(path: Path, net: RetrievalNet, statistics: Statistics | None, **header: object) -> Path:
+    save_network(path, net, GREY, statistics=statistics, class_names=["a", "b"], **header)
+    return path
+
+
+def test_an_old_network_embeds_with_the_statistics_that_it_had(tmp_path: Path) -> None:
+    """Issue 15, number 12: BatchNorm was re-estimated on the new training images, and the gallery was written before.
+    A file of before there were any gives its running ones."""
+    net = tiny_net(seed=1)
+    statistics = shifted(net, 0.5)
+    plain, stored = saved(tmp_path / "plain", net, None), saved(tmp_path / "stored", net, statistics)
+    images = GREY.normalise(torch.randint(0, 256, (4, 1, 16, 16), dtype=torch.uint8))
+    running = subnetwork(net, 1.0).embed(images)
+    cut = subnetwork(net, 1.0)
+    cut.set_statistics(statistics.tensors, "images")
+    old = {path: OldNetwork(path, preprocessing=GREY, embedding_dim=16) for path in (plain, stored)}
+    assert torch.equal(old[plain].embed(images), running)
+    assert torch.equal(old[stored].embed(images), cut.embed(images))
+    assert not torch.allclose(running, cut.embed(images))
+    loaded, header, found = load_calibrated(stored)
+    assert header["weights_sha"] == network_sha(net) == network_sha(loaded)
+    assert found is not None
+    assert found.calibration == "images"
+    assert found.tensors.keys() == statistics.tensors.keys()
+    one, other = (parse_recipe({"train": {"method": "ndpp", "old": str(path)}}).training_hash() for path in old)
+    assert one != other  # it teaches something else
+
+
+def test_a_training_saves_its_dense_networks_statistics_on_its_own_images(tmp_path: Path) -> None:
+    settings = {
+        "data": {"classes": 4, "images_per_class": 4, "image_size": 16},
+        "model": {"embedding_dim": 8, "options": {"layers": [1, 1, 1, 1], "channels": [4, 4, 4, 4]}},
+        "train": {"epochs": 1, "batch_size": 8, "capacities": [0.5]},
+    }
+    for method in ("prunnet", "switchable"):
+        recipe = parse_recipe({**settings, "train": {**settings["train"], "method": method}})
+        dataset = data.load_for(recipe)
+        train_here(recipe, dataset, tmp_path / method)
+        net, _, statistics = load_calibrated(tmp_path / method)
+        cut = subnetwork(net, 1.0).calibrate(calibration_loader(dataset.train))
+        assert statistics is not None
+        assert statistics.calibration == cut.calibration
+        assert all(torch.equal(tensor, statistics.tensors[name]) for name, tensor in cut.statistics().items())
+        assert statistics.tensors.keys() == cut.statistics().keys()
+
+
+@pytest.mark.parametrize("calibrate", [True, False])
+def test_a_sweep_searches_the_old_gallery_as_the_old_network_wrote_it(tmp_path: Path, calibrate: bool) -> None:
+    """Issue 15, number 12: in plan and evaluation, too. Without an old network, and for the new one's cuts, the keys
+    are what they were."""
+    recipe = parse_recipe(
+        {
+            "data": {"classes": 4, "images_per_class": 4, "image_size": 16},
+            "sweep": {"capacities": [1.0, 0.5], "gallery": "dense", "calibrate": calibrate},
+        }
+    )
+    dataset = data.load_for(recipe)
+    trained = {"recipe": recipe.trained_part(), "workers": 1, "epoch": 1, "images_seen": 8, "train_seconds": 1.0}
+    new, old = tiny_net(), tiny_net(seed=1)
+    pre = dataset.preprocessing
+    save_network(tmp_path / "new", new, pre, **trained)
+    keys, files = {}, {}
+    for name, statistics in (("none", None), ("half", shifted(old, 0.5)), ("plain", None)):
+        save_network(tmp_path / name, old, pre, statistics=statistics, **trained)
+        family = Family.load({1.0: tmp_path / "new"}, None if name == "none" else str(tmp_path / name))
+        units = plan_units(recipe, family, dataset)
+        keys[name] = {unit.key: unit for unit in units.features.values()}
+        plan = evaluation_plan(recipe, family, features=tmp_path / "features", results=tmp_path / "results")
+        split = dataset.split("test")
+        evaluator = Evaluator(plan, network_arrays(family), units.calibration, split)
+        for unit in units.features.values():
+            if unit.stored:
+                evaluator.features(unit)
+                files[name] = load_features(features_path(tmp_path / "features", unit.key), unit.key)
+    own = set(keys["none"])
+    assert own < set(keys["half"])
+    assert own < set(keys["plain"])
+    assert len(set(keys["half"]) | set(keys["plain"])) == len(own) + 2
+    cut = subnetwork(old, 1.0)
+    for name, statistics in (("plain", None), ("half", shifted(old, 0.5))):
+        if statistics is not None:
+            cut.set_statistics(statistics.tensors, "images")
+        assert np.allclose(files[name].queries, embed(cut, split.queries), atol=1e-5), name
+    assert files["half"].identity["calibration"] == "images"
 
 
 def test_a_recipe_knows_an_old_network_by_its_weights_not_its_place(tmp_path: Path) -> None:
@@ -174,11 +272,28 @@ def test_evaluate_says_in_numbers_what_the_parts_say(networks: dict[str, Path]) 
     assert same["flips"] == {"cross": 0.0, "query": 0.0}
 
 
+def test_evaluate_takes_a_gallery_as_its_network_wrote_it(networks: dict[str, Path], tmp_path: Path) -> None:
+    """Issue 15, number 12: the old side was re-estimated on the new training images."""
+    net, header = load_network(networks["old"])
+    again = {key: header[key] for key in ("recipe",)}
+    stored = tmp_path / "stored.safetensors"
+    own = shifted(net, 0.5)
+    save_network(stored, net, Preprocessing.from_json(header["preprocessing"]), statistics=own, **again)
+    sides = {name: Side.load(path) for name, path in (("new", networks["new"]), ("old", networks["old"]))}
+    sides["stored"] = Side.load(stored)
+    recipe = parse_recipe({"data": data_of(sides["new"]).model_dump()})
+    found = {name: compare(sides["new"], sides[name], recipe=recipe, calibrate=True) for name in ("old", "stored")}
+    assert sides["old"].cut.calibration is None  # an older file: its running statistics, and a word about it
+    assert any("holds no calibrated statistics" in note for note in found["old"].notes)
+    assert sides["stored"].cut.calibration == "images"
+    assert all(torch.equal(t, own.tensors[n]) for n, t in sides["stored"].cut.statistics().items())
+    assert not found["stored"].notes
+    assert sides["new"].cut.calibration not in (None, "images")  # the new network's are its own matter
+
+
 def test_evaluate_takes_capacities_subnetworks_and_other_preprocessing(
     networks: dict[str, Path], tmp_path: Path
 ) -> None:
-    from prunnet.checkpoint import load_network
-
     net, header = load_network(networks["old"])
     cut = subnetwork(net, 0.3).calibrate([torch.randn(8, 1, 16, 16)])
     cut.save(tmp_path / "edge.safetensors", Preprocessing.from_json(header["preprocessing"]))

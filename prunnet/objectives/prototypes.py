@@ -100,7 +100,7 @@ def class_prototypes(embed, context: Context, batch_size: int = 256) -> Tensor: 
             "labels 0, 1, 2, … without a gap"
         )
     total = torch.zeros(len(counts), dim, dtype=torch.float64, device=device)
-    own = torch.arange(reducer.rank, len(images), reducer.world)
+    own = torch.arange(len(images))[reducer.rank :: reducer.world]
     for part in own.split(batch_size):
         pixels = torch.from_numpy(images.read(part.numpy())).to(device)
         labels = torch.from_numpy(images.labels[part.numpy()]).to(device)
