@@ -71,7 +71,7 @@ def export(cut: Subnetwork, path: str | Path, said: dict[str, Any]) -> None:
 
     Raises ConfigError for another suffix, or a precision that the format does not have.
     """
-    suffix, precision = Path(path).suffix, said["precision"]
+    suffix, precision = Path(path).suffix.lower(), said["precision"]
     if suffix not in _WRITERS:
         raise ConfigError(f"--to {str(path)!r}: valid: a name that ends in {', '.join(_WRITERS)}")
     if precision not in PRECISIONS or (suffix == ".pt2" and precision == "int8"):
@@ -114,9 +114,9 @@ def open_export(path: str | Path) -> Exported:
     path = Path(local(path))
     if not path.is_file():
         raise CheckpointError(f"{str(path)!r} is not a file")
-    if path.suffix not in _READERS:
+    if path.suffix.lower() not in _READERS:
         raise CheckpointError(f"{str(path)!r} is no export; valid: {', '.join(_READERS)}")
-    return _READERS[path.suffix](path)
+    return _READERS[path.suffix.lower()](path)
 
 
 # --- .safetensors ---------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from prunnet.data.base import Dataset
 from prunnet.data.transforms import Preprocessing
 from prunnet.embeddings import EmbeddingSet, contact_sheet, embed_folder, write_csv
 from prunnet.embeddings import query as answers_to
-from prunnet.errors import ConfigError, one_line
+from prunnet.errors import ConfigError, one_line, printable
 from prunnet.export import PRECISIONS, Exported, identity, open_export
 from prunnet.export import export as write
 from prunnet.families import Family
@@ -142,11 +142,17 @@ def embed(
     embedder, said = _opened(model, capacity)
     preprocessing = Preprocessing.from_json(said["preprocessing"])
     made, left_out = embed_folder(
-        embedder, images, preprocessing, said, batch_size=batch_size, skip_unreadable=skip_unreadable
+        embedder,
+        images,
+        preprocessing,
+        said,
+        batch_size=batch_size,
+        skip_unreadable=skip_unreadable,
+        note=lambda passed: console.print(f"note: {passed}", style="yellow", markup=False),
     )
     path = made.save(out)
     for name, reason in left_out.items():
-        console.print(f"left out: {name}: {reason}", style="yellow", markup=False)
+        console.print(f"left out: {printable(name)}: {reason}", style="yellow", markup=False)
     console.print(f"{path}: {len(made.names)} embeddings of length {made.embeddings.shape[1]}", markup=False)
 
 
