@@ -7,6 +7,7 @@ where one network was trained to match the other's embeddings. All else is refus
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,12 @@ from PIL import Image, ImageDraw
 from prunnet.atomic import put_in_place
 from prunnet.checkpoint import load_tensors, save_tensors
 from prunnet.data.base import IntArray
-from prunnet.data.decode import decoded
+from prunnet.data.decode import decoded, suffixes
 from prunnet.data.files import Files, ImageFiles, unreadable
-from prunnet.data.roots import SUFFIXES, Root, image_names, open_root
+from prunnet.data.names import climbs
+from prunnet.data.roots import Root, open_root
 from prunnet.data.transforms import Preprocessing
-from prunnet.errors import CheckpointError, ConfigError, DataError
+from prunnet.errors import CheckpointError, ConfigError, DataError, DataWarning, printable
 from prunnet.headers import EmbeddingsHeader, check
 from prunnet.retrieval.features import Embedder
 from prunnet.retrieval.features import embed as embed_images
@@ -78,16 +80,22 @@ def embed_folder(
     *,
     batch_size: int = 64,
     skip_unreadable: bool = False,
+    note: Callable[[str], None] = lambda said: warnings.warn(said, DataWarning, stacklevel=3),
 ) -> tuple[EmbeddingSet, dict[str, str]]:
     """(embeddings of all images below a folder or in a .zip, in the order of their names; those left out, with the
     reason).
 
-    Raises DataError where there is no image, or one that cannot be read (unless they are to be skipped).
+    `note` is given what was passed over. Raises DataError where there is no image, or one that cannot be read (unless
+    they are to be skipped).
     """
     root = open_root(str(images), "wanted: images, at any depth")
-    names = image_names(root)
+    found = root.walk()
+    names = found.images
     if not names:
-        raise DataError(f"{str(images)!r} holds no image; valid: files that end in {' '.join(sorted(SUFFIXES))}")
+        why = "".join(f"; {said}" for said in found.notes())
+        raise DataError(f"{str(images)!r} holds no image; valid: files that end in {' '.join(sorted(suffixes()))}{why}")
+    for said in found.notes():
+        note(said)
     files = Files.of(root, names)
     rows: IntArray = np.arange(len(names))
     left_out = unreadable(files, rows) if skip_unreadable else {}
@@ -168,7 +176,7 @@ def contact_sheet(
     for row, name in enumerate(shown):
         top = gap + row * (step + line)
         sheet.paste(_thumbnail(sources["query"], name, side), (gap, top))
-        draw.text((gap, top + side), Path(name).name[: side // 6], fill="black")
+        draw.text((gap, top + side), printable(Path(name).name)[: side // 6], fill="black")
         for answer in (a for a in answers if a.query == name):
             left = gap + answer.rank * step + gap
             sheet.paste(_thumbnail(sources["gallery"], answer.gallery, side), (left, top))
@@ -178,8 +186,10 @@ def contact_sheet(
 
 def _thumbnail(root: Root, name: str, side: int) -> Image.Image:
     try:
+        if climbs(name):  # names come from a file
+            raise OSError("leads out of the folder")
         image = decoded(root.read(name), name).convert("RGB")
-    except (OSError, KeyError):
+    except (OSError, KeyError, UnicodeEncodeError):
         raise DataError(f"image {name!r} is no longer in {root.path!r}, so no sheet of it can be made") from None
     image.thumbnail((side, side))
     framed = Image.new("RGB", (side, side), "lightgrey")

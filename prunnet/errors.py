@@ -78,8 +78,13 @@ def unknown(what: str, given: str, valid: Iterable[str]) -> str:
     names = sorted(valid)
     near = difflib.get_close_matches(given[:ECHO], names, n=1)
     hint = f" did you mean {near[0]!r}?" if near else ""
-    valid = ", ".join(names) if len(names) <= 30 else f"{len(names)} names"
+    valid = ", ".join(map(printable, names)) if len(names) <= 30 else f"{len(names)} names"
     return f"unknown {what} {echo(given)};{hint} valid: {valid}"
+
+
+def printable(name: str) -> str:
+    """A name of a file as it can be printed anywhere: bytes that are no UTF-8, line ends and the like as escapes."""
+    return name if name.isprintable() else repr(name)[1:-1]
 
 
 def one_line(error: BaseException) -> str:

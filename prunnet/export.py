@@ -74,12 +74,12 @@ def export(cut: Subnetwork, path: str | Path, said: dict[str, Any]) -> None:
     Raises ConfigError for another suffix, or a precision that the format does not have.
     """
     check_format(path, said["precision"])
-    _WRITERS[Path(path).suffix](cut, place(path), said)
+    _WRITERS[Path(path).suffix.lower()](cut, place(path), said)
 
 
 def check_format(path: str | Path, precision: str) -> None:
     """ConfigError where no format has the suffix of `path`, or the format does not have the precision."""
-    suffix = Path(path).suffix
+    suffix = Path(path).suffix.lower()
     if suffix not in _WRITERS:
         raise ConfigError(f"--to {str(path)!r}: valid: a name that ends in {', '.join(_WRITERS)}")
     if precision not in PRECISIONS or (suffix == ".pt2" and precision == "int8"):

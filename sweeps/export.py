@@ -148,7 +148,13 @@ def embed(
     embedder, said = _opened(model, capacity, trust_code)
     preprocessing = Preprocessing.from_json(said["preprocessing"])
     made, left_out = embed_folder(
-        embedder, images, preprocessing, said, batch_size=batch_size, skip_unreadable=skip_unreadable
+        embedder,
+        images,
+        preprocessing,
+        said,
+        batch_size=batch_size,
+        skip_unreadable=skip_unreadable,
+        note=lambda passed: console.print(f"note: {passed}", style="yellow"),
     )
     path = made.save(out)
     for name, reason in left_out.items():

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from prunnet import data
 from prunnet.config import DataConfig
 from prunnet.data.decode import MAX_PIXELS, decoded
+from prunnet.data.names import below
 from prunnet.data.pickles import unpickled
-from prunnet.data.roots import below
 from prunnet.errors import DataError
 from tests.layouts import LAYOUTS
 

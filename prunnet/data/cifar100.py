@@ -53,7 +53,7 @@ class Rows:
 def read(config: DataConfig) -> Listing:
     """The arrays of a copy; DataError where a file is missing, not mere data, or of another form."""
     fetched(config, "CIFAR100", FOLDER)
-    root = open_root(config.root, f"cifar100 needs the folder with {FOLDER}, from {HOME}")
+    root = open_root(config.root, f"cifar100 needs the folder with {FOLDER}, from {HOME}", holds=(FOLDER,))
     lists = Lists(root, HOME)
     names = [str(name) for name in _field(lists, "meta", "fine_label_names")]
     parts = [_images(lists, part, len(names)) for part in ("train", "test")]

@@ -12,7 +12,8 @@ from prunnet.config import DataConfig
 from prunnet.data.files import Files
 from prunnet.data.listing import Listing, Part, Split
 from prunnet.data.lists import Lists, whole_number
-from prunnet.data.roots import below, open_root
+from prunnet.data.names import below
+from prunnet.data.roots import open_root
 from prunnet.errors import DataError
 
 HOME = "vision.caltech.edu/datasets/cub_200_2011"
@@ -21,7 +22,7 @@ EXPECTED = {"train": 5_864, "train classes": 100, "query": 5_924, "query classes
 
 def read(config: DataConfig) -> Listing:
     """The lists of a copy; DataError where one is missing or broken."""
-    root = open_root(config.root, f"cub200 needs the folder with images.txt, from {HOME}")
+    root = open_root(config.root, f"cub200 needs the folder with images.txt, from {HOME}", holds=("images.txt",))
     lists = Lists(root, HOME)
     classes = {whole_number(number, where): name for where, (number, name) in lists.columns("classes.txt", count=2)}
     paths = {number: below(path, where) for where, (number, path) in lists.columns("images.txt", count=2)}

@@ -19,6 +19,10 @@ from PIL import ExifTags, Image
 
 from prunnet.errors import DataError
 
+# Pillow warns of large images and broken tags; the limit is ours. Here and not around each image: catch_warnings is for
+# one thread, and images are decoded in many.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 MAX_PIXELS = 128 * 2**20
 """Images of more pixels are refused unread: a file of some KB may claim the memory of the whole machine."""
 Box = Sequence[float]
@@ -70,13 +74,11 @@ def decoded(data: bytes | memoryview, name: str, box: Box | None = None, backgro
     may mean more than one thing.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's on large images and broken tags: the limit is ours
-            with Image.open(io.BytesIO(data), formats=formats()) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError(f"{image.width * image.height} pixels")
-                opaque = _opaque(_loaded(image, data, name), box, background)
-                orientation = _orientation(image)
+        with Image.open(io.BytesIO(data), formats=formats()) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{image.width * image.height} pixels")
+            opaque = _opaque(_loaded(image, data, name), box, background)
+            orientation = _orientation(image)
         # Pillow's exif_transpose would also write the EXIF block anew, which fails where a tag in it is broken.
         return opaque.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else opaque
     except DataError:
@@ -93,10 +95,8 @@ def decoded(data: bytes | memoryview, name: str, box: Box | None = None, backgro
 def size_of(data: bytes | memoryview) -> tuple[int, int]:
     """Width and height that a header claims, without decoding; (0, 0) where there is no header."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=formats()) as image:
-                return image.size
+        with Image.open(io.BytesIO(data), formats=formats()) as image:
+            return image.size
     except Exception:  # as in `decoded`
         return 0, 0
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 from prunnet import hashing
 from prunnet.data.base import ImageSet, IntArray, MemoryImages, Pixels
 from prunnet.data.decode import decoded
+from prunnet.data.names import packed_names, unpacked_name, unpacked_names
 from prunnet.data.roots import Root
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import DataError
@@ -52,15 +53,15 @@ class Encoded(Protocol):
 
 @dataclass(frozen=True)
 class Files:
-    """Image files of a folder or .zip. The names are one Arrow buffer: a forked process shares it, and no list of two
-    million strings is kept."""
+    """Image files of a folder or .zip. The names are one Arrow buffer (`packed_names`): a forked process shares it, and
+    no list of two million strings is kept."""
 
     root: Root
     names: pa.LargeStringArray
 
     @classmethod
     def of(cls, root: Root, names: Sequence[str]) -> Files:
-        return cls(root, pa.array(names, type=pa.large_string()))
+        return cls(root, packed_names(names))
 
     @property
     def where(self) -> str:
@@ -70,14 +71,17 @@ class Files:
         return len(self.names)
 
     def name(self, row: int) -> str:
-        return self.names[row].as_py()
+        return unpacked_name(self.names[row])
+
+    def names_of(self, rows: IntArray) -> list[str]:
+        return unpacked_names(self.names.take(pa.array(rows)))
 
     def read(self, row: int) -> bytes:
         return self.root.read(self.name(row))
 
     def stamp(self, rows: IntArray) -> str:
         """Of names and sizes: nothing is read."""
-        names = self.names.take(pa.array(rows)).to_pylist()
+        names = self.names_of(rows)
         return hashing.of_json([hashing.of_json(names), hashing.of_arrays({"sizes": self.root.sizes(names)})])
 
 
@@ -107,7 +111,7 @@ class ImageFiles:
         try:
             image = decoded(self.files.read(row), name, box, self.preprocessing.background)
         except (DataError, OSError, KeyError) as error:
-            reason = str(error) if isinstance(error, DataError) else f"image {name!r}: {type(error).__name__}"
+            reason = _why(error, name)
             raise DataError(
                 f"{reason}, in {self.files.where!r}; mend or remove it, or set data.skip_unreadable=true"
             ) from None
@@ -125,8 +129,10 @@ class ImageFiles:
         Args:
             how: `data.fingerprint`; content reads every file.
         """
-        labels = {"labels": self.labels, **({} if self.boxes is None else {"boxes": self.boxes})}
-        found = {"images": len(self), "labels": hashing.of_arrays(labels)}
+        labels: dict[str, npt.NDArray[Any]] = {"labels": self.labels}
+        if self.boxes is not None:
+            labels["boxes"] = self.boxes
+        found: dict[str, Any] = {"images": len(self), "labels": hashing.of_arrays(labels)}
         if not isinstance(self.files, Files):  # a store or an array, which know what they hold
             return {**found, "content": self.files.stamp(self.rows)}
         root, names = self.files.root, self.files.names.take(pa.array(self.rows)).to_pylist()
@@ -153,16 +159,20 @@ class ImageFiles:
         return MemoryImages(np.stack(list(in_threads(self.pixels, range(len(self))))), self.labels, self.preprocessing)
 
 
+def _why(error: Exception, name: str) -> str:
+    if isinstance(error, DataError):
+        return str(error)
+    return f"image {name!r}: {(isinstance(error, OSError) and error.strerror) or type(error).__name__}"
+
+
 def unreadable(files: Encoded, rows: IntArray, advance: Callable[[int], None] = lambda n: None) -> dict[int, str]:
     """Row -> reason of every image that cannot be decoded; each is opened once, in parallel."""
 
     def reason(row: int) -> str | None:
         try:
             decoded(files.read(row), files.name(row))
-        except DataError as error:
-            return str(error)
-        except (OSError, KeyError) as error:
-            return f"image {files.name(row)!r}: {type(error).__name__}"
+        except (DataError, OSError, KeyError) as error:
+            return _why(error, files.name(row))
         return None
 
     found = {}

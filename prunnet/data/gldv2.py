@@ -15,7 +15,8 @@ from prunnet.data.base import label_ids
 from prunnet.data.files import Files
 from prunnet.data.listing import Listing, Part, Split
 from prunnet.data.lists import Lists
-from prunnet.data.roots import below, open_root
+from prunnet.data.names import below
+from prunnet.data.roots import open_root
 from prunnet.errors import DataError
 
 HOME = "github.com/cvdfoundation/google-landmark"
@@ -32,7 +33,9 @@ SPLITS = {"Public": "validation", "Private": "test"}
 
 def read(config: DataConfig) -> Listing:
     """The lists of a copy; DataError where one is missing or broken."""
-    root = open_root(config.root, f"gldv2 needs the folder with train_clean.csv, from {HOME}")
+    root = open_root(
+        config.root, f"gldv2 needs the folder with train_clean.csv, from {HOME}", holds=_either("train_clean.csv")
+    )
     lists = Lists(root, HOME)
     names: list[str] = []
     landmarks: list[str] = []

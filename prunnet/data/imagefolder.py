@@ -14,10 +14,11 @@ import numpy as np
 
 from prunnet.config import DataConfig
 from prunnet.data.base import check_classes, label_ids, split_queries
+from prunnet.data.decode import suffixes
 from prunnet.data.files import Files
 from prunnet.data.listing import Listing, Part, Split
-from prunnet.data.roots import SUFFIXES, image_names, open_root
-from prunnet.errors import DataError, unknown
+from prunnet.data.roots import open_root
+from prunnet.errors import DataError, printable, unknown
 
 NEEDS = "imagefolder needs a folder (or .zip) with one folder of images a class"
 
@@ -29,16 +30,17 @@ def read(config: DataConfig) -> Listing:
         DataError: no folder, no images, no class folder.
     """
     root = open_root(config.root, NEEDS)
-    images = image_names(root)
-    names = [name for name in images if "/" in name]
+    found = root.walk()
+    names = [name for name in found.images if "/" in name]
     if not names:
         raise DataError(
-            f"data.root={config.root!r} holds {len(images)} images and none in a class folder; "
-            f"wanted: ROOT/CLASS/image with one of {' '.join(sorted(SUFFIXES))}"
+            f"data.root={config.root!r} holds {len(found.images)} images and none in a class folder; "
+            f"wanted: ROOT/CLASS/image with one of {' '.join(sorted(suffixes()))}"
+            + "".join(f"; {note}" for note in found.notes())
         )
     labels, classes = label_ids([str(PurePosixPath(name).parent) for name in names])
     pool = Part(np.arange(len(names)), labels)
-    return Listing("imagefolder", Files.of(root, names), classes, None, {}, pool)
+    return Listing("imagefolder", Files.of(root, names), classes, None, {}, pool, notes=found.notes())
 
 
 def held_out(listing: Listing, config: DataConfig) -> Listing:
@@ -98,7 +100,7 @@ def _hold_out(classes: list[str], config: DataConfig) -> dict[str, str]:
     test = _chosen(config.test, names, config)
     validation = _chosen(config.validation, names, config)
     if both := sorted(test & validation):
-        raise DataError(f"held out for test and validation at once: {', '.join(both[:5])}")
+        raise DataError(f"held out for test and validation at once: {', '.join(map(printable, both[:5]))}")
     shuffled = [names[i] for i in np.random.default_rng(config.seed).permutation(len(names))]
     rest = [name for name in shuffled if name not in test | validation]
     if not test and config.test_fraction:
@@ -141,7 +143,9 @@ def _chosen(given: tuple[str, ...], names: list[str], config: DataConfig) -> set
 
 def _lines(path: str) -> list[str]:
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
+            raise OSError("is no file")
+        text = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except (OSError, ValueError) as error:
         raise DataError(f"hold-out list {path!r} cannot be read ({type(error).__name__})") from None
     return [line.strip() for line in text.splitlines() if line.strip()]

@@ -12,7 +12,8 @@ from prunnet.data.base import label_ids
 from prunnet.data.files import Boxes, Files
 from prunnet.data.listing import Listing, Part, Split
 from prunnet.data.lists import Lists, whole_number
-from prunnet.data.roots import below, open_root
+from prunnet.data.names import below
+from prunnet.data.roots import open_root
 from prunnet.errors import DataError
 
 HOME = "mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html"
@@ -24,7 +25,7 @@ STATUS = ("train", "query", "gallery")
 
 def read(config: DataConfig) -> Listing:
     """The lists of a copy; DataError where one is missing or broken."""
-    root = open_root(config.root, f"inshop needs the folder with {PARTITION[0]}, from {HOME}")
+    root = open_root(config.root, f"inshop needs the folder with {PARTITION[0]}, from {HOME}", holds=PARTITION)
     lists = Lists(root, HOME)
     prefix = "Img/" if root.has_folder("Img") else ""
     names, items, status = [], [], []

@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from prunnet.config import DataConfig
 from prunnet.data.base import Dataset, IntArray, RetrievalTest, check_classes
 from prunnet.data.files import Boxes, Encoded, Files, ImageFiles, unreadable
 from prunnet.data.transforms import Preprocessing
-from prunnet.errors import DataError
+from prunnet.errors import DataError, printable
 
 Groups = Mapping[str, Sequence[IntArray]]
 
@@ -126,7 +125,7 @@ class Listing:
             return self
         lost = np.zeros(len(self.files), dtype=np.bool_)
         lost[rows] = True
-        shown = ", ".join(self.files.name(int(row)) for row in rows[:5]) + (" …" if len(rows) > 5 else "")
+        shown = ", ".join(printable(self.files.name(int(row))) for row in rows[:5]) + (" …" if len(rows) > 5 else "")
         left = replace(
             self,
             train=None if self.train is None else self.train.some(~lost[self.train.rows]),
@@ -158,8 +157,8 @@ def present(listing: Listing) -> Listing:
     if not isinstance(listing.files, Files):  # a packed store holds what it lists
         return listing
     rows = listing.used_rows()
-    names = listing.files.names.take(pa.array(rows)).to_pylist()
-    return listing.without(rows[listing.files.root.sizes(names) < 0], "row(s) without a file")
+    sizes = listing.files.root.sizes(listing.files.names_of(rows))
+    return listing.without(rows[sizes < 0], "row(s) without a file")
 
 
 def readable(listing: Listing) -> Listing:

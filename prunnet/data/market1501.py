@@ -13,7 +13,7 @@ from dataclasses import replace
 from prunnet.config import DataConfig
 from prunnet.data import reid
 from prunnet.data.listing import Listing
-from prunnet.data.roots import image_names, open_root
+from prunnet.data.roots import open_root
 from prunnet.errors import DataError
 
 HOME = "zheng-lab.cecs.anu.edu.au/Project/project_reid.html"
@@ -31,13 +31,14 @@ NAME = re.compile(r"(-?\d+)_c(\d)")
 
 def read(config: DataConfig) -> Listing:
     """The images of a copy; DataError where a folder is missing or a name says nothing."""
-    root = open_root(config.root, f"market1501 needs the folder with {', '.join(FOLDERS.values())}, from {HOME}")
-    images = image_names(root)
-    named = {part: [name for name in images if name.startswith(f"{folder}/")] for part, folder in FOLDERS.items()}
+    needs = f"market1501 needs the folder with {', '.join(FOLDERS.values())}, from {HOME}"
+    root = open_root(config.root, needs, holds=tuple(FOLDERS.values()))
+    found = root.walk()
+    named = {part: [name for name in found.images if name.startswith(f"{folder}/")] for part, folder in FOLDERS.items()}
     for part, folder in FOLDERS.items():
         if not named[part]:
             raise DataError(f"{folder!r} is not in {root.path!r} or holds no image; it can be had from {HOME}")
     counted = {"gallery with the -1": len(named["gallery"])}
     named["gallery"] = [name for name in named["gallery"] if not name.rpartition("/")[2].startswith("-1")]
-    found = reid.listing("market1501", root, named, NAME, "0002_c1s1_000451_03.jpg", EXPECTED)
-    return replace(found, more=counted)
+    listed = reid.listing("market1501", root, named, NAME, "0002_c1s1_000451_03.jpg", EXPECTED, found.notes())
+    return replace(listed, more=counted)

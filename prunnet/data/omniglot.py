@@ -19,7 +19,7 @@ from prunnet.data.download import fetched
 from prunnet.data.files import Files
 from prunnet.data.imagefolder import retrieval
 from prunnet.data.listing import Listing, Part
-from prunnet.data.roots import image_names, open_root
+from prunnet.data.roots import open_root
 from prunnet.errors import DataError
 
 HOME = "github.com/brendenlake/omniglot"
@@ -30,10 +30,12 @@ PARTS = ("images_background", "images_evaluation")
 def read(config: DataConfig) -> Listing:
     """The images of a copy; DataError where a half is missing."""
     fetched(config, "Omniglot", "omniglot-py")
-    root = open_root(config.root, f"omniglot needs the folder with {' and '.join(PARTS)}, from {HOME}")
+    root = open_root(
+        config.root, f"omniglot needs the folder with {' and '.join(PARTS)}, from {HOME}", holds=("omniglot-py", *PARTS)
+    )
     prefix = "omniglot-py/" if root.has_folder("omniglot-py") else ""
-    images = image_names(root)
-    halves = [[name for name in images if name.startswith(f"{prefix}{part}/")] for part in PARTS]
+    found = root.walk()
+    halves = [[name for name in found.images if name.startswith(f"{prefix}{part}/")] for part in PARTS]
     for part, half in zip(PARTS, halves, strict=True):
         if not half:
             raise DataError(f"{prefix + part!r} is not in {root.path!r} or holds no image; it can be had from {HOME}")
@@ -41,6 +43,5 @@ def read(config: DataConfig) -> Listing:
     labels, classes = label_ids([str(PurePosixPath(name.removeprefix(prefix)).parent) for name in names])
     everything, count = Part(np.arange(len(names)), labels), len(halves[0])
     train, test = everything.some(np.arange(count)), everything.some(np.arange(count, len(names)))
-    return Listing(
-        "omniglot", Files.of(root, names), classes, train, {"test": retrieval(test, config)}, expected=EXPECTED
-    )
+    splits, notes = {"test": retrieval(test, config)}, found.notes()
+    return Listing("omniglot", Files.of(root, names), classes, train, splits, expected=EXPECTED, notes=notes)

@@ -31,6 +31,7 @@ from prunnet.atomic import put_in_place
 from prunnet.data.base import IntArray
 from prunnet.data.decode import size_of
 from prunnet.data.listing import Groups, Listing, Part, Split
+from prunnet.data.names import packed_names, unpacked_name, unpacked_names
 from prunnet.errors import DataError, echo
 from prunnet.hashing import of_file
 from prunnet.storage import lock_file
@@ -75,7 +76,7 @@ class Store:
 
     def name(self, row: int) -> str:
         batch, place = self._at(row)
-        return batch.names[place].as_py()
+        return unpacked_name(batch.names[place])
 
     def read(self, row: int) -> memoryview:
         """The image's bytes, not copied; DataError where they are not those that were packed."""
@@ -109,7 +110,7 @@ class _Batch:
 
     def printable(self, place: int) -> str:
         try:
-            return repr(self.names[place].as_py())
+            return repr(unpacked_name(self.names[place]))
         except (UnicodeDecodeError, pa.ArrowException):
             return f"number {place} of a batch"
 
@@ -139,7 +140,7 @@ def read(root: str | Path) -> Listing:
         lists = _lists(path / split["lists"]) if split["lists"] else None
         splits[name] = Split(queries, gallery, split["protocol"], lists, tuple(split["recalls"]))
     parts = {name: manifest[name] and _part(path, manifest[name]) for name in ("train", "pool")}
-    classes = _table(path / "classes.arrow")["name"].to_pylist()
+    classes = unpacked_names(_table(path / "classes.arrow")["name"].combine_chunks())
     store = Store(str(path), tuple(manifest["shards"]))
     expected, notes = manifest["expected"], tuple(manifest["notes"])
     more = manifest["more"]
@@ -360,7 +361,8 @@ def _packed_batch(listing: Listing, rows: IntArray) -> pa.RecordBatch:
             ) from None
     sizes = [size_of(image) for image in data]
     columns = [names, [zlib.crc32(image) for image in data], [w for w, _ in sizes], [h for _, h in sizes], data]
-    arrays = [pa.array(column, type=kind.type) for column, kind in zip(columns, _SHARD, strict=True)]
+    arrays = [packed_names(names)]
+    arrays += [pa.array(column, type=kind.type) for column, kind in zip(columns[1:], list(_SHARD)[1:], strict=True)]
     return pa.record_batch(arrays, schema=_SHARD)
 
 
@@ -397,7 +399,7 @@ def _finish(path: Path, listing: Listing, rows: IntArray, shards: list[dict[str,
             "protocol": split.protocol,
             "recalls": list(split.recalls),
         }
-    keep("classes.arrow", {"name": pa.array(list(listing.classes), type=pa.large_string())})
+    keep("classes.arrow", {"name": packed_names(listing.classes)})
     manifest = {
         "format": "prunnet-packed",
         "version": VERSION,

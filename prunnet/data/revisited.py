@@ -17,8 +17,9 @@ from prunnet.config import DataConfig
 from prunnet.data.files import Files
 from prunnet.data.listing import Listing, Part, Split
 from prunnet.data.lists import Lists
+from prunnet.data.names import below
 from prunnet.data.pickles import unpickled
-from prunnet.data.roots import below, open_root
+from prunnet.data.roots import open_root
 from prunnet.errors import DataError
 
 HOME = "github.com/filipradenovic/revisitop"
@@ -29,7 +30,7 @@ GROUPS = ("easy", "hard", "junk")
 def read(name: str, config: DataConfig) -> Listing:
     """The lists of a copy; DataError where the pickle is missing, not mere data, or of another form."""
     pickle = f"gnd_{name}.pkl"
-    root = open_root(config.root, f"{name} needs the folder with {pickle}, from {HOME}")
+    root = open_root(config.root, f"{name} needs the folder with {pickle}, from {HOME}", holds=(pickle,))
     found = unpickled(Lists(root, HOME).bytes(pickle), pickle)
     gallery, asked, truth = _checked(found, pickle)
     names = [f"jpg/{below(image, pickle)}.jpg" for image in (*gallery, *asked)]

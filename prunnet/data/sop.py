@@ -12,7 +12,8 @@ from prunnet.data.base import label_ids
 from prunnet.data.files import Files
 from prunnet.data.listing import Listing, Part, Split
 from prunnet.data.lists import Lists
-from prunnet.data.roots import below, open_root
+from prunnet.data.names import below
+from prunnet.data.roots import open_root
 
 HOME = "cvgl.stanford.edu/projects/lifted_struct"
 EXPECTED = {"train": 59_551, "train classes": 11_318, "query": 60_502, "query classes": 11_316}
@@ -20,7 +21,7 @@ EXPECTED = {"train": 59_551, "train classes": 11_318, "query": 60_502, "query cl
 
 def read(config: DataConfig) -> Listing:
     """The lists of a copy; DataError where one is missing or broken."""
-    root = open_root(config.root, f"sop needs the folder with Ebay_train.txt, from {HOME}")
+    root = open_root(config.root, f"sop needs the folder with Ebay_train.txt, from {HOME}", holds=("Ebay_train.txt",))
     lists = Lists(root, HOME)
     names, products, lengths = [], [], []
     for part in ("train", "test"):

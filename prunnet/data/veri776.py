@@ -13,7 +13,8 @@ from prunnet.config import DataConfig
 from prunnet.data import reid
 from prunnet.data.listing import Listing
 from prunnet.data.lists import Lists
-from prunnet.data.roots import below, open_root
+from prunnet.data.names import below
+from prunnet.data.roots import open_root
 from prunnet.errors import DataError
 
 HOME = "vehiclereid.github.io/VeRi"
@@ -33,7 +34,9 @@ PARTS = {"train": "train", "query": "query", "gallery": "test"}
 
 def read(config: DataConfig) -> Listing:
     """The lists of a copy; DataError where one is missing or broken."""
-    root = open_root(config.root, f"veri776 needs the folder with name_train.txt, from {HOME}")
+    root = open_root(
+        config.root, f"veri776 needs the folder with name_train.txt, from {HOME}", holds=("name_train.txt",)
+    )
     lists = Lists(root, HOME)
     named = {
         part: [f"image_{word}/{below(line, where)}" for where, line in lists.lines(f"name_{word}.txt")]
