@@ -75,14 +75,13 @@ class Run:
 def one_line_errors() -> Iterator[None]:
     """Ends a job with one line: exit code 2 where the recipe, the data, the cluster or the disk cannot serve, 130 after
     Ctrl-C, 143 after SIGTERM."""
-    with stoppable():
-        try:
-            with _without_traceback():
-                yield
-        except Stopped as stopped:
-            end({*stopped.family, *family()}, patience=1)
-            Console(stderr=True, soft_wrap=True).print(str(stopped), style="yellow", markup=False, highlight=False)
-            sys.exit(stopped.code)
+    try:
+        with stoppable(), _without_traceback():
+            yield
+    except Stopped as stopped:
+        end({*stopped.family, *family()}, patience=1)
+        Console(stderr=True, soft_wrap=True).print(str(stopped), style="yellow", markup=False, highlight=False)
+        sys.exit(stopped.code)
 
 
 @contextmanager
