@@ -36,8 +36,9 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """SIGINT and SIGTERM raise `Stopped` in the block. Where that is not heard (in C code, in a destructor, which
-    swallows it), the process ends after GRACE_SECONDS, or at the second signal, all the same."""
+    """SIGINT and SIGTERM raise `Stopped` in the block, and `Stopped` leaves it, whatever was made of it there. Where it
+    is not heard (in C code, in a destructor, which swallows it), the process ends after GRACE_SECONDS, or at the second
+    signal, all the same."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's
         return
@@ -56,6 +57,13 @@ def stoppable() -> Iterator[None]:
             signal.signal(each, stop)
     try:
         yield
+    except BaseException:
+        if stopped:  # whatever became of the exception on its way through C code: Ray makes a KeyboardInterrupt of it
+            raise stopped[0] from None
+        raise
+    else:
+        if stopped:
+            raise stopped[0]
     finally:
         if not stopped:  # else a second signal, while the interpreter ends, still ends it at once
             for each, handler in before.items():

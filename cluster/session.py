@@ -28,6 +28,8 @@ from prunnet.errors import ResourceError, one_line
 ADDRESS = "RAY_ADDRESS"
 _TRIES = 5
 """Seconds that a head may take until its port is open."""
+_SETTINGS = bytes(3) + b"\x04" + bytes(5)
+"""HTTP/2's first frame, of either side: length, type, flags, stream."""
 _API_URL = "RAY_API_SERVER_ADDRESS"
 _NOWHERE = "http://127.0.0.1:1"
 _LOOKS = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
@@ -147,22 +149,34 @@ def _keeping_signals() -> Iterator[None]:
 
 
 def _reach(address: str) -> None:
-    """ResourceError where nobody listens at an address: Ray itself tries for a quarter of an hour."""
+    """ResourceError where no head answers at an address: Ray itself tries for a quarter of an hour."""
     try:
         found = canonicalize_bootstrap_address(address) if address == "auto" else address
         host, port = _host_and_port(found or "")
         for left in range(_TRIES, 0, -1):
             try:
-                return socket.create_connection((host, port), timeout=5).close()
+                return _greet(host, port)
             except OSError:
                 if left == 1:
                     raise
                 time.sleep(1)
     except (OSError, ValueError) as error:
         raise ResourceError(
-            f"{ADDRESS}={address}: no Ray cluster answers there ({one_line(error)[:150]}); start its head, set another "
-            f"address, or unset {ADDRESS} to start a cluster on this machine"
+            f"{ADDRESS}={address}: no Ray cluster answers there ({one_line(error)[:150]}); start its head, set its "
+            f"HOST:PORT, or unset {ADDRESS} to start a cluster on this machine"
         ) from None
+
+
+def _greet(host: str, port: int) -> None:
+    """OSError where no gRPC server, as a head is one, answers. (To ask with Ray's own client would settle whether it
+    shows a token before Ray has looked for one.)"""
+    with socket.create_connection((host, port), timeout=5) as connection:
+        if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+            return  # an open port must do
+        connection.settimeout(10)
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS)
+        if connection.recv(4)[3:] != _SETTINGS[3:4]:
+            raise ConnectionError("what listens there is no Ray head, whose port is 6379 if not set otherwise")
 
 
 def _host_and_port(address: str) -> tuple[str, int]:

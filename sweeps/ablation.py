@@ -10,7 +10,8 @@ carry its name. One actor works on one trial; as many run as the cluster has roo
 single Parquet file that can be kept in a repository: rows in it are not made again, and it grows with every trial.
 
 Rates are tuned first, per method, on validation classes; `analysis.comparison` turns the table into docs/RESULTS.md.
-Exit code: 0 finished; 1 some trial failed, the rest is there; 2 the recipe, data or cluster cannot serve.
+Exit code: 0 finished; 1 some trial failed, the rest is there; 2 the recipe, data or cluster cannot serve;
+130 after Ctrl-C, 143 after SIGTERM.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ command again resumes: what is finished is not done twice. Everything lands in r
     features/           embeddings of every capacity           pareto.png   report.html   recipe.yaml
     paper/              the front and the matrix as SVG, the table as Markdown and LaTeX, all rows as CSV
 
-Exit code: 0 finished; 1 some capacity failed, the rest is there; 2 the recipe, data or cluster cannot serve.
+Exit code: 0 finished; 1 some capacity failed, the rest is there; 2 the recipe, data or cluster cannot serve;
+130 after Ctrl-C, 143 after SIGTERM.
 """
 
 from __future__ import annotations

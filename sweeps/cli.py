@@ -1,6 +1,7 @@
 """The console script `prunnet`: what can be done, one subcommand each.
 
-Exit codes: 0 done; 1 some capacity failed, the rest is there; 2 what was asked cannot be served, said in one line.
+Exit codes: 0 done; 1 some capacity failed, the rest is there; 2 what was asked cannot be served, said in one line;
+130 after Ctrl-C, 143 after SIGTERM: the same command goes on.
 """
 
 from __future__ import annotations

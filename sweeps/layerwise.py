@@ -11,7 +11,8 @@ on the recipe's split, into the run's results table. The network is the run's ow
     layerwise/<budget>.safetensors   the chosen subnetwork, ready to be loaded
     layerwise/layerwise.json         the chosen vectors and the keys of their tests
 
-Exit code: 0 finished; 1 some test failed; 2 the recipe, data or cluster cannot serve.
+Exit code: 0 finished; 1 some test failed; 2 the recipe, data or cluster cannot serve;
+130 after Ctrl-C, 143 after SIGTERM.
 """
 
 from __future__ import annotations

@@ -98,14 +98,13 @@ def one_line_errors() -> Iterator[None]:
     """Ends a command with one line: exit code 2 where what it is given or runs on cannot serve (see
     `prunnet.errors.from_outside`), 130 after Ctrl-C, 143 after SIGTERM. All commands run inside."""
     any_encoding()
-    with stoppable():
-        try:
-            with _without_traceback():
-                yield
-        except Stopped as stopped:
-            end({*stopped.family, *family()}, patience=1)
-            Console(stderr=True).print(str(stopped), style="yellow")
-            sys.exit(stopped.code)
+    try:
+        with stoppable(), _without_traceback():
+            yield
+    except Stopped as stopped:
+        end({*stopped.family, *family()}, patience=1)
+        Console(stderr=True).print(str(stopped), style="yellow")
+        sys.exit(stopped.code)
 
 
 @contextmanager

@@ -11,7 +11,8 @@ interrupted goes on from its own checkpoint. Everything lands in runs/<name>/:
     models/         the networks                                             trials.json  search.{json,png,svg,html}
     best.yaml       a recipe for sweeps/capacity.py, the best of the first objective; front/ holds the others'
 
-Exit code: 0 finished; 1 some trial failed, the rest is there; 2 the recipe, data or cluster cannot serve.
+Exit code: 0 finished; 1 some trial failed, the rest is there; 2 the recipe, data or cluster cannot serve;
+130 after Ctrl-C, 143 after SIGTERM.
 """
 
 from __future__ import annotations
