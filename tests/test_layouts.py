@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -10,19 +11,30 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from prunnet import data, results
 from prunnet.config import DataConfig, Recipe, parse_recipe
-from prunnet.data import gldv2, packed
+from prunnet.data import gldv2, packed, reid
 from prunnet.data.base import Dataset, RetrievalTest
 from prunnet.data.files import unreadable
+from prunnet.data.lists import Lists, whole_number
+from prunnet.data.names import below
+from prunnet.data.roots import open_root
 from prunnet.errors import DataError
 from prunnet.experiments import Trial, run_trial
 from tests.layouts import LAYOUTS, SIDE, put, text
 
 TEST_ONLY = ("roxford5k", "rparis6k")
 TRAINABLE = sorted(set(LAYOUTS) - set(TEST_ONLY))
+REID_NAMES = (
+    "{:04d}_c{}s1_000451_03.jpg",
+    "{}_c{:03d}_00016450_0.jpg",
+    "{:05d}_c{:02d}.png",
+    "{:04d}_c{}_f0046182.jpg.jpg",
+)
 TINY = {"backbone": "resnet18", "embedding_dim": 16, "stem": "released", "options": {"channels": [8, 8, 16, 16]}}
 
 
@@ -157,6 +169,81 @@ def test_market_keeps_distractors_and_drops_junk(roots: Path) -> None:
     found = [names.files.name(int(row)) for row in gallery.rows]
     assert sum("/0000_" in name for name in found) == 3
     assert not any("/-1_" in name for name in found)
+
+
+@given(st.lists(st.tuples(st.integers(-1, 10**12), st.integers(0, 10**6)), min_size=1), st.sampled_from(REID_NAMES))
+def test_identity_and_camera_come_back_whatever_their_length(pairs: list[tuple[int, int]], form: str) -> None:
+    """Issue 15, number 9: camera 10 was read as 1."""
+    names = [f"folder_c9/{form.format(*pair)}" for pair in pairs]
+    identities, cameras = reid.parsed(names, "example")
+    assert list(zip(identities.tolist(), cameras.tolist(), strict=True)) == pairs
+
+
+@pytest.mark.parametrize(
+    "name", ["0001_c1a_1.jpg", "0001_1.jpg", "x0001_c1.jpg", "0001_c1x.jpg", "0001_c1s.jpg", "1_c\u0663_1.jpg"]
+)
+def test_names_of_another_form_are_refused(name: str) -> None:
+    """Issue 15, number 9."""
+    with pytest.raises(DataError, match="does not say identity and camera"):
+        reid.parsed([name], "example")
+
+
+def test_market_style_sets_of_more_cameras_and_longer_identities_are_told_apart(tmp_path: Path) -> None:
+    """Issue 15, number 9: with camera 10 read as 1 every positive became junk; identity -10 was taken for -1."""
+    for part in ("bounding_box_train", "bounding_box_test", "query"):
+        for who in (1, 10, 100):
+            for camera in (1, 10, 12) if part == "bounding_box_test" else (1,):
+                put(tmp_path, f"{part}/{who:04d}_c{camera}s{camera}_000451_03.jpg", who, camera)
+    for who in ("-1", "-10"):
+        put(tmp_path, f"bounding_box_test/{who}_c1s1_000451_03.jpg", 3, 3)
+    test = retrieval_test("market1501", tmp_path)
+    truth = test.truth()
+    assert truth.junk is not None
+    for right, junk in zip(truth.relevant, truth.junk, strict=True):
+        assert (len(right), len(junk)) == (3, 1)
+    listed = data.whole(config("market1501", tmp_path))
+    assert listed.counts()["gallery with the -1"] == 11
+    assert len(test.gallery) == 10
+
+
+def test_cameras_of_the_xml_are_compared_as_numbers(tmp_path: Path) -> None:
+    """Issue 15, number 9: cameraID cam1 was a traceback, c0010 the same as c10."""
+    root = LAYOUTS["veri776"](tmp_path)
+    label = root / "train_label.xml"
+    whole = label.read_bytes()
+    label.write_bytes(whole.replace(b'cameraID="c001"', b'cameraID="c0010"'))
+    assert "5 image(s) with another label" in " ".join(data.whole(config("veri776", root)).notes)
+    label.write_bytes(whole.replace(b'cameraID="c001"', b'cameraID="cc1"'))
+    with pytest.raises(
+        DataError, match=r"train_label.xml is torn or has another form .*cameraID 'cc1'; valid: such as"
+    ):
+        data.whole(config("veri776", root))
+
+
+def test_what_a_list_holds_comes_back_blank_by_blank(tmp_path: Path) -> None:
+    """Issue 15, number 9: names were cut at every blank of Unicode and lines at form feeds and the like."""
+    names = ["a\u3000b.jpg", "\u00a0c.jpg", "d\u2028e.jpg", "f\x85g.jpg", os.fsdecode(b"h\xe9.jpg"), "10.jpg", "1.jpg"]
+    content = "".join(f"{number} {name}  \r\n" for number, name in enumerate(names)).encode("utf-8", "surrogateescape")
+    (tmp_path / "list.txt").write_bytes(content)
+    lists = Lists(open_root(str(tmp_path), ""), "")
+    assert [below(name, where) for where, (_, name) in lists.columns("list.txt", count=2)] == names
+
+
+def test_numbers_of_lists_are_whole_and_plain() -> None:
+    """Issue 15, number 9: 1_0 was read as 10."""
+    assert [whole_number(text, "x") for text in ("1", "10", "-1", "007")] == [1, 10, -1, 7]
+    for wrong in ("1_0", "1.5", "\u0661", "", "1" * 19, "0x1", "1" * 5000):
+        with pytest.raises(DataError, match="is not a whole number") as caught:
+            whole_number(wrong, "x")
+        assert len(str(caught.value)) < 120
+
+
+def test_a_landmark_of_many_images_is_one_row(tmp_path: Path) -> None:
+    """A field of 170 KB: more than Python's csv takes by itself."""
+    root = LAYOUTS["gldv2"](tmp_path)
+    with (root / "train_clean.csv").open("a") as file:
+        file.write(f"7,{' '.join(f'{number:016x}' for number in range(10_000))}\n")
+    assert any(note.startswith("10,001 row(s) without a file") for note in data.whole(config("gldv2", root)).notes)
 
 
 def test_inshop_is_cut_to_its_boxes_when_asked(roots: Path) -> None:

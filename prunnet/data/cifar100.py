@@ -55,7 +55,10 @@ def read(config: DataConfig) -> Listing:
     fetched(config, "CIFAR100", FOLDER)
     root = open_root(config.root, f"cifar100 needs the folder with {FOLDER}, from {HOME}", holds=(FOLDER,))
     lists = Lists(root, HOME)
-    names = [str(name) for name in _field(lists, "meta", "fine_label_names")]
+    given = _field(lists, "meta", "fine_label_names")
+    if not isinstance(given, (list, tuple)):
+        raise DataError(f"{FOLDER}/meta: fine_label_names is a {type(given).__name__}; valid: a list")
+    names = [str(name) for name in given]
     parts = [_images(lists, part, len(names)) for part in ("train", "test")]
     files = Rows(root.path, np.concatenate([pixels for pixels, _ in parts]))
     everything = Part(np.arange(len(files)), np.concatenate([labels for _, labels in parts]))
@@ -66,13 +69,20 @@ def read(config: DataConfig) -> Listing:
 
 
 def _images(lists: Lists, part: str, classes: int) -> tuple[Pixels, IntArray]:
-    pixels = np.asarray(_field(lists, part, "data"))
-    labels = np.asarray(_field(lists, part, "fine_labels"), dtype=np.int64)
+    try:
+        pixels = np.asarray(_field(lists, part, "data"))
+        labels = np.asarray(_field(lists, part, "fine_labels"))
+    except ValueError as error:
+        raise DataError(f"{FOLDER}/{part} has another form ({error})") from None
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"{part}: fine_labels are {labels.dtype} {list(labels.shape)}; valid: whole numbers, one an image"
+        )
     if pixels.dtype != np.uint8 or pixels.shape != (len(labels), 3 * _SIDE**2):
         raise DataError(f"{part}: data are {pixels.dtype} {list(pixels.shape)}; valid: uint8 [{len(labels)}, 3072]")
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         raise DataError(f"{part}: a label is {labels.max()}; valid: 0 … {classes - 1}")
-    return pixels, labels
+    return pixels, labels.astype(np.int64)
 
 
 def _field(lists: Lists, file: str, key: str) -> Any:

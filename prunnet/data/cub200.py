@@ -25,10 +25,11 @@ def read(config: DataConfig) -> Listing:
     root = open_root(config.root, f"cub200 needs the folder with images.txt, from {HOME}", holds=("images.txt",))
     lists = Lists(root, HOME)
     classes = {whole_number(number, where): name for where, (number, name) in lists.columns("classes.txt", count=2)}
-    paths = {number: below(path, where) for where, (number, path) in lists.columns("images.txt", count=2)}
+    listed = lists.columns("images.txt", count=2)
+    paths = {whole_number(number, where): below(path, where) for where, (number, path) in listed}
     names, numbers = [], []
-    for where, (image, number) in lists.columns("image_class_labels.txt", count=2):
-        label = whole_number(number, where)
+    for where, fields in lists.columns("image_class_labels.txt", count=2):
+        image, label = (whole_number(number, where) for number in fields)
         if image not in paths or label not in classes:
             missing = (
                 f"image {image} is not in images.txt" if image not in paths else f"class {label} not in classes.txt"

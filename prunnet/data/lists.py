@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import re
+import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from prunnet.data.names import MAX_BYTES
 from prunnet.data.roots import Root
 from prunnet.errors import DataError
+
+csv.field_size_limit(MAX_BYTES)  # a landmark of gldv2 has its images in one field, more than the 128 KiB of default
+_BLANKS = re.compile(rf"[{string.whitespace}]+")
+"""Python's own split takes more for a blank, such as what Chinese file names may hold."""
+_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -38,21 +46,26 @@ class Lists:
             raise DataError(f"{name!r} in {self.root.path!r} cannot be read ({type(error).__name__})") from None
 
     def text(self, *names: str, encoding: str = "utf-8-sig") -> str:
+        """Bytes that are no text come as lone surrogates, as they do in the names of files."""
         try:
-            return self.bytes(*names).decode(encoding)
+            text = self.bytes(*names).decode(encoding, "surrogateescape")
         except UnicodeDecodeError as error:
             raise DataError(f"{self.find(*names)!r} in {self.root.path!r} is not {encoding} text: {error}") from None
+        if "\0" in text:
+            raise DataError(f"{self.find(*names)!r} in {self.root.path!r} is not {encoding} text: it holds zero bytes")
+        return text
 
     def lines(self, *names: str) -> list[tuple[str, str]]:
         """(where, line) of every line that is not blank, stripped; `where` is for messages."""
         name = self.find(*names)
-        rows = enumerate(self.text(name).splitlines(), start=1)
-        return [(f"{name}:{number}", line.strip()) for number, line in rows if line.strip()]
+        rows = enumerate(io.StringIO(self.text(name), newline=None), start=1)
+        stripped = ((number, line.strip(string.whitespace)) for number, line in rows)
+        return [(f"{name}:{number}", line) for number, line in stripped if line]
 
     def columns(self, *names: str, count: int, skip: int = 0) -> Iterator[tuple[str, list[str]]]:
         """(where, fields) of every line after the first `skip`, cut at blanks into exactly `count` fields."""
         for where, line in self.lines(*names)[skip:]:
-            fields = line.split()
+            fields = _BLANKS.split(line)
             if len(fields) != count:
                 raise DataError(f"{where}: {line[:80]!r} has {len(fields)} fields; valid: {count}")
             yield where, fields
@@ -60,7 +73,7 @@ class Lists:
     def table(self, *names: str, header: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
         """(where, fields of `header`) of every row of a CSV file, whatever else it has and in whatever order."""
         name = self.find(*names)
-        rows = csv.reader(io.StringIO(self.text(name)))
+        rows = csv.reader(io.StringIO(self.text(name), newline=""))
         try:
             given = [column.strip() for column in next(rows, [])]
             if missing := [column for column in header if column not in given]:
@@ -78,8 +91,7 @@ class Lists:
 
 
 def whole_number(text: str, where: str) -> int:
-    """DataError where it is none."""
-    try:
-        return int(text)
-    except ValueError:
-        raise DataError(f"{where}: {text[:40]!r} is not a whole number") from None
+    """DataError where it is none, or too long for 64 bits."""
+    if not _NUMBER.fullmatch(text):
+        raise DataError(f"{where}: {text[:40]!r} is not a whole number of up to 18 digits")
+    return int(text)

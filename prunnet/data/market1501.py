@@ -7,7 +7,6 @@ Identity -1 is junk (left out of the gallery, which is the same as removing it f
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 from prunnet.config import DataConfig
@@ -26,7 +25,7 @@ EXPECTED = {
     "gallery": 15_913,
     "gallery with the -1": 19_732,
 }
-NAME = re.compile(r"(-?\d+)_c(\d)")
+EXAMPLE = "0002_c1s1_000451_03.jpg"
 
 
 def read(config: DataConfig) -> Listing:
@@ -39,6 +38,7 @@ def read(config: DataConfig) -> Listing:
         if not named[part]:
             raise DataError(f"{folder!r} is not in {root.path!r} or holds no image; it can be had from {HOME}")
     counted = {"gallery with the -1": len(named["gallery"])}
-    named["gallery"] = [name for name in named["gallery"] if not name.rpartition("/")[2].startswith("-1")]
-    listed = reid.listing("market1501", root, named, NAME, "0002_c1s1_000451_03.jpg", EXPECTED, found.notes())
+    identities, _ = reid.parsed(named["gallery"], EXAMPLE)
+    named["gallery"] = [name for name, who in zip(named["gallery"], identities, strict=True) if who != -1]
+    listed = reid.listing("market1501", root, named, EXAMPLE, EXPECTED, found.notes())
     return replace(listed, more=counted)

@@ -4,6 +4,7 @@ that are not come as lone surrogates, as Python's `surrogateescape` makes them).
 from __future__ import annotations
 
 import posixpath
+import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ def climbs(name: str) -> bool:
 
 def below(name: str, where: str) -> str:
     """A name from a list, made plain; DataError where it climbs out of the root or is none at all."""
-    plain = name.strip().replace("\\", "/")
+    plain = name.strip(string.whitespace).replace("\\", "/")  # other blanks may be a part of the name
     parts = PurePosixPath(plain).parts
     if not parts or climbs(plain) or ":" in parts[0]:
         raise DataError(f"{where}: path {name!r} does not stay below the data set's root")

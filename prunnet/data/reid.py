@@ -14,13 +14,16 @@ from prunnet.data.roots import Root
 from prunnet.errors import DataError
 
 RECALLS = (1, 5, 10, 20)
+NAME = re.compile(r"(-?[0-9]{1,18})_c([0-9]{1,18})(?:s[0-9]+)?(?:_[^/]*)?\.[^./]+")
+"""IDENTITY_cCAMERA, sSEQUENCE where there is one, and the rest after an underscore. The whole name has to match: of a
+longer number no prefix is taken for it."""
 
 
-def parsed(names: Iterable[str], pattern: re.Pattern[str], example: str) -> tuple[np.ndarray, np.ndarray]:
+def parsed(names: Iterable[str], example: str) -> tuple[np.ndarray, np.ndarray]:
     """(identities, cameras) of file names; DataError for one that does not say them."""
     found = []
     for name in names:
-        match = pattern.match(name.rpartition("/")[2])
+        match = NAME.fullmatch(name.rpartition("/")[2])
         if match is None:
             raise DataError(f"image name {name!r} does not say identity and camera; valid: {example}")
         found.append((int(match[1]), int(match[2])))
@@ -32,14 +35,13 @@ def listing(
     name: str,
     root: Root,
     named: Mapping[str, list[str]],
-    pattern: re.Pattern[str],
     example: str,
     expected: Mapping[str, int],
     notes: tuple[str, ...] = (),
 ) -> Listing:
     """The listing of image names by part (train, query, gallery)."""
     names = [image for part in ("train", "query", "gallery") for image in named[part]]
-    identities, cameras = parsed(names, pattern, example)
+    identities, cameras = parsed(names, example)
     occurring, labels = np.unique(identities, return_inverse=True)
     everything = Part(np.arange(len(names)), labels.astype(np.int64), cameras)
     ends = np.cumsum([len(named[part]) for part in ("train", "query", "gallery")])

@@ -56,30 +56,40 @@ def _checked(found: Any, pickle: str) -> tuple[list[str], list[str], list[dict[s
     if not isinstance(found, dict) or (missing := {"gnd", "imlist", "qimlist"} - set(found)):
         raise DataError(f"{pickle} holds no {', '.join(sorted(missing)) if isinstance(found, dict) else 'dictionary'}")
     for key in ("imlist", "qimlist", "gnd"):
-        if not isinstance(found[key], (list, tuple, np.ndarray)):
+        if not isinstance(found[key], (list, tuple, np.ndarray)) or getattr(found[key], "ndim", 1) != 1:
             raise DataError(f"{pickle}: {key!r} is a {type(found[key]).__name__}; valid: a list")
     gallery, asked, truth = (list(found[key]) for key in ("imlist", "qimlist", "gnd"))
     if len(asked) != len(truth):
         raise DataError(f"{pickle}: {len(asked)} queries in qimlist and {len(truth)} in gnd")
     if not gallery or not asked:
         raise DataError(f"{pickle}: {len(gallery)} gallery images and {len(asked)} queries")
-    return [str(name) for name in gallery], [str(name) for name in asked], truth
+    return [_name(name, pickle) for name in gallery], [_name(name, pickle) for name in asked], truth
+
+
+def _name(given: Any, pickle: str) -> str:
+    if isinstance(given, bytes):
+        return given.decode("utf-8", "surrogateescape")
+    if not isinstance(given, str):
+        raise DataError(f"{pickle}: an image name is a {type(given).__name__}; valid: text")
+    return str(given)
 
 
 def _indices(gnd: Any, group: str, gallery: int, where: str) -> np.ndarray:
     try:
-        indices = np.asarray(gnd[group], dtype=np.int64).reshape(-1)
-    except (KeyError, TypeError, ValueError):
+        indices = np.asarray(gnd[group]).reshape(-1)
+        if len(indices) and indices.dtype.kind not in "iu":
+            raise TypeError(indices.dtype)
+    except (KeyError, IndexError, TypeError, ValueError):
         raise DataError(f"{where} has no list of numbers {group!r}; valid: bbx, easy, hard, junk") from None
     if len(indices) and not 0 <= indices.min() <= indices.max() < gallery:
         raise DataError(f"{where}[{group!r}] names image {indices.max()} of a gallery of {gallery}")
-    return indices
+    return indices.astype(np.int64)
 
 
 def _box(gnd: Any, where: str) -> np.ndarray:
     try:
         box = np.asarray(gnd["bbx"], dtype=np.float64).reshape(4)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError):
         raise DataError(f"{where} has no box 'bbx' of four numbers") from None
     if not np.isfinite(box).all() or box[0] >= box[2] or box[1] >= box[3]:
         raise DataError(f"{where}: box {box.tolist()} is empty; valid: left < right, top < bottom")

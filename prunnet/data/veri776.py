@@ -7,12 +7,13 @@ ROOT/train_label.xml  (optional; compared with the list)
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from xml.etree import ElementTree
 
 from prunnet.config import DataConfig
 from prunnet.data import reid
 from prunnet.data.listing import Listing
-from prunnet.data.lists import Lists
+from prunnet.data.lists import Lists, whole_number
 from prunnet.data.names import below
 from prunnet.data.roots import open_root
 from prunnet.errors import DataError
@@ -27,7 +28,8 @@ EXPECTED = {
     "gallery classes": 200,
 }
 SHORT = 37_746
-NAME = re.compile(r"(\d+)_c(\d+)_")
+EXAMPLE = "0001_c001_00016450_0.jpg"
+_CAMERA = re.compile(r"c?([0-9]{1,18})")
 LABELS = "train_label.xml"
 PARTS = {"train": "train", "query": "query", "gallery": "test"}
 
@@ -48,7 +50,7 @@ def read(config: DataConfig) -> Listing:
             *notes,
             f"veri776: name_train.txt is the one of {SHORT:,} rows; the paper counts {EXPECTED['train']:,}",
         )
-    return reid.listing("veri776", root, named, NAME, "0001_c001_00016450_0.jpg", EXPECTED, notes)
+    return reid.listing("veri776", root, named, EXAMPLE, EXPECTED, notes)
 
 
 def _compared(train: list[str], lists: Lists) -> tuple[str, ...]:
@@ -58,13 +60,13 @@ def _compared(train: list[str], lists: Lists) -> tuple[str, ...]:
         raise DataError(f"{LABELS} declares entities; valid: plain elements only")
     try:
         items = ElementTree.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", text)).iter("Item")
-        labels = {item.attrib["imageName"]: (int(item.attrib["vehicleID"]), item.attrib["cameraID"]) for item in items}
+        labels = {item.attrib["imageName"]: _label(item.attrib) for item in items}
     except (ElementTree.ParseError, KeyError, ValueError) as error:
         raise DataError(f"{LABELS} is torn or has another form ({type(error).__name__}: {error})") from None
     names = [name.rpartition("/")[2] for name in train]
-    identities, cameras = reid.parsed(names, NAME, "0001_c001_00016450_0.jpg")
+    identities, cameras = reid.parsed(names, EXAMPLE)
     said = {n: (int(i), int(c)) for n, i, c in zip(names, identities, cameras, strict=True)}
-    other = [n for n in names if n in labels and said[n] != (labels[n][0], int(labels[n][1].lstrip("c")))]
+    other = [n for n in names if n in labels and said[n] != labels[n]]
     notes = []
     if only := len(set(labels) ^ set(names)):
         notes.append(
@@ -73,3 +75,11 @@ def _compared(train: list[str], lists: Lists) -> tuple[str, ...]:
     if other:
         notes.append(f"veri776: {len(other)} image(s) with another label in {LABELS}, such as {other[0]}")
     return tuple(notes)
+
+
+def _label(item: Mapping[str, str]) -> tuple[int, int]:
+    """(vehicle, camera) of an element's attributes; KeyError or ValueError where it has none."""
+    camera = _CAMERA.fullmatch(item["cameraID"])
+    if camera is None:
+        raise ValueError(f"cameraID {item['cameraID'][:40]!r}; valid: such as c001")
+    return whole_number(item["vehicleID"], "vehicleID"), int(camera[1])
