@@ -429,6 +429,8 @@ def changed(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
         node = copied
         for section in sections:
             node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{key}: {section!r} is {echo(node)}; valid: a mapping")
         node[last] = value
     return copied
 
@@ -459,8 +461,8 @@ def explain(error: ValidationError) -> str:
             return f"unknown key {where!r}"
         if item["type"] == "missing":
             return f"key {where!r} is missing"
-        if isinstance(item["input"], (dict, BaseModel)):  # a whole section: its message names the keys
-            return message
+        if item["type"] == "value_error" and isinstance(item["input"], (dict, BaseModel)):
+            return message  # of a whole section, and names its keys
         return f"{where}: {message} (given: {echo(item['input'])})" if where else message
 
     items: Sequence[Any] = error.errors(include_url=False)

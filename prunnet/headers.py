@@ -11,12 +11,14 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, PrunnetError, one_line
+
+Whole = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Header(BaseModel):
@@ -53,7 +55,7 @@ class SweptTrain(TrainedTrain):
     """What the rows of a sweep tell of the training."""
 
     method: str
-    seed: int
+    seed: Whole
     capacities: list[float]
     compatible: str | None = None
 
@@ -66,9 +68,9 @@ class SweptHeader(NetworkHeader):
     """Of a network that a sweep can test: one that a recipe has made."""
 
     recipe: SweptRecipe
-    workers: int
-    epoch: int
-    images_seen: int
+    workers: Whole
+    epoch: Whole
+    images_seen: Whole
 
 
 class SubnetworkHeader(Header):
@@ -87,8 +89,26 @@ class Identity(Header):
     matches: list[str]
     capacity: float = Field(gt=0, le=1)
     calibration: str | None
-    embedding_dim: int = Field(ge=1)
+    embedding_dim: int = Field(ge=1, lt=2**31)
     preprocessing: dict[str, Any]
+
+
+class ProgressivePart(Header):
+    """What a progressive file says of one of its capacities."""
+
+    capacity: float = Field(gt=0, le=1)
+    mask_sha: str
+    calibration: str | None
+    size: Whole
+    sha256: str
+
+
+class ProgressiveHeader(Header):
+    """Of a progressive file (`nested.Nested.save`)."""
+
+    weights_sha: str
+    identity: Identity
+    parts: list[ProgressivePart] = Field(min_length=1)
 
 
 class EmbeddingsHeader(Header):
@@ -109,7 +129,7 @@ def check(kind: type[Header], header: Any, path: str | Path) -> None:
         raise CheckpointError(
             f"{str(path)!r}: its header is not what prunnet writes ({where}: {first['msg']})"
         ) from None
-    said = header["identity"] if kind is EmbeddingsHeader else header
+    said = header.get("identity", header)
     if said.get("preprocessing") is not None:
         with reading(path):
             Preprocessing.from_json(said["preprocessing"])

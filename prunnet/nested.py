@@ -27,7 +27,7 @@ from prunnet.atomic import put_in_place
 from prunnet.checkpoint import described_net
 from prunnet.errors import CheckpointError, ConfigError
 from prunnet.hashing import canonical_json
-from prunnet.headers import Identity, check, reading
+from prunnet.headers import ProgressiveHeader, check, reading
 from prunnet.nets import RetrievalNet
 from prunnet.storage import local, place
 from prunnet.subnetworks import Subnetwork, running_statistics
@@ -144,7 +144,7 @@ class Nested:
 
     @classmethod
     def _read(cls, data: bytes, path: str, header: dict[str, Any], start: int) -> Nested:
-        check(Identity, header["identity"], path)
+        check(ProgressiveHeader, header, path)
         net = described_net(path, header)
         parts = [_Part(**part) for part in header["parts"]]
         bodies = list(_bodies(data, start, parts, path))

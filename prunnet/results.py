@@ -165,7 +165,18 @@ def _read_part(path: Path) -> pa.Table:
         raise ResultsError(
             f"part {path.name!r} in {str(path.parent)!r} has another schema than version {SCHEMA_VERSION}"
         )
+    _check_rows(table, path)
     return table
+
+
+def _check_rows(table: pa.Table, path: Path) -> None:
+    """ResultsError where a row is of no test: it has no key or no capacity, or a number is infinite."""
+    for name in ("unit_key", "query_capacity", "gallery_capacity"):
+        if table[name].null_count:
+            raise ResultsError(f"part {path.name!r} in {str(path.parent)!r} has rows without {name}; remove it")
+    for name in _REAL.split():
+        if pc.any(pc.is_inf(table[name])).as_py():
+            raise ResultsError(f"part {path.name!r} in {str(path.parent)!r} has an infinite {name}; remove it")
 
 
 def _one_row_a_key(table: pa.Table) -> pa.Table:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prunnet.config import Recipe, apply_override, changed, explain, parse_recipe
-from prunnet.errors import ConfigError, echo
+from prunnet.errors import ConfigError, echo, unknown
 from prunnet.experiments import Trial
 from prunnet.methods import METHODS
 from prunnet.yaml_reader import read_yaml
@@ -150,7 +150,7 @@ class Ablation:
             old = self._recipe(alone, upgrade.old, {"train.seed": seed})
             trials.append(Trial(f"upgrade/old/s{seed}", old))
             for name, change in upgrade.new.items():
-                method = str(change.get("train.method", self.base.train.method))
+                method = self._method(change)
                 rates = alone if METHODS[method].single else self._tuned(method, table)
                 needs_old = METHODS[method].teacher != "none" or "train.compatible" in change
                 matched = {"train.old": OLD} if needs_old else {}
@@ -167,7 +167,13 @@ class Ablation:
         return own + (len(capacities) if trial.old else 0)
 
     def _taught(self, change: Changes) -> bool:
-        return METHODS[str(change.get("train.method", self.base.train.method))].teacher == "dense"
+        return METHODS[self._method(change)].teacher == "dense"
+
+    def _method(self, change: Changes) -> str:
+        name = change.get("train.method", self.base.train.method)
+        if not isinstance(name, str) or name not in METHODS:
+            raise ConfigError(unknown("train.method", str(name), METHODS))
+        return name
 
     def _rates(self, name: str, change: Changes, table: pa.Table | None) -> Changes:
         teacher = self._teacher_rate(table) if self._taught(change) else {}

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from analysis.quantities import Quantity
 from prunnet import hashing
 from prunnet.config import Capacity, Recipe, apply_override, changed, explain, parse_recipe
-from prunnet.errors import ConfigError, echo
+from prunnet.errors import ConfigError, echo, told
 from prunnet.storage import shown
 from prunnet.yaml_reader import read_yaml
 from sweeps.run import absolute_paths
@@ -48,7 +48,7 @@ class Range(_Part):
     low: float
     high: float
     log: bool = False
-    step: float | None = None
+    step: Annotated[float, Field(gt=0)] | None = None
     whole: bool = False
     when: dict[str, Any] = {}
     """Only where another key of the space has this value, or one of these."""
@@ -93,7 +93,7 @@ class Choice(_Part):
     def parameters(self, name: str, value: Any) -> dict[str, Any]:
         """What Optuna calls a given value; ConfigError where it is none of the values."""
         if value not in self.values:
-            raise ConfigError(f"start: {name}={echo(value)}; valid: {', '.join(map(repr, self.values))}")
+            raise ConfigError(f"start: {name}={echo(value)}; valid: {', '.join(map(echo, self.values[:20]))}")
         return {name: self._names[self.values.index(value)]}
 
 
@@ -141,6 +141,8 @@ class CapacitySet(_Part):
 
     def parameters(self, name: str, value: Any) -> dict[str, Any]:
         """What Optuna calls a given set; ConfigError where it is not on the grid, or its gaps are too small."""
+        if not isinstance(value, (list, tuple)) or not all(isinstance(c, (int, float)) for c in value):
+            raise ConfigError(f"start: {name}={echo(value)}; valid: a list of capacities")
         count = len(value)
         drawn = [round((c - self.low) / self.step, 6) - i * self._between for i, c in enumerate(sorted(value))]
         fits = count in self.count and all(d == int(d) and 0 <= d <= self._spare(count) for d in drawn)
@@ -283,10 +285,14 @@ class Search:
         self.file = file
         self._tree = copy.deepcopy(file.base)
         self._tree["name"] = file.name
-        self._tree.setdefault("sweep", {}).setdefault("split", "validation")
+        sweep = self._tree.setdefault("sweep", {})
+        if not isinstance(sweep, dict):
+            raise ConfigError(f"base: section 'sweep' is {echo(sweep)}; valid: a mapping")
+        sweep.setdefault("split", "validation")
         for override in overrides:
             apply_override(self._tree, override)
-        self._tree["sweep"].setdefault("gallery", "dense")
+        self.base = self.recipe({})  # refuses `--set sweep=…`
+        sweep.setdefault("gallery", "dense")
         self.base = self.recipe({})
         if self.base.sweep.split != "validation":
             raise ConfigError(
@@ -379,11 +385,14 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         for _ in range(_DRAWN):
-            changes = self.suggest(study.ask())
+            try:
+                changes = self.suggest(study.ask())
+            except ValueError as error:  # Optuna's, of a range that it cannot draw from
+                raise ConfigError(f"space: no point of it can be drawn: {told(error)}") from None
             try:
                 self.recipe(changes)
             except ConfigError as error:
-                raise ConfigError(f"space: the point {changes} is no recipe: {error}") from None
+                raise ConfigError(f"space: the point {echo(changes)} is no recipe: {error}") from None
         for point in self.file.start:
             if foreign := set(point) - set(self.file.space):
                 raise ConfigError(f"start: {sorted(foreign)} are not in the space")

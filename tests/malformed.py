@@ -70,6 +70,7 @@ def cut_off_the_work(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("sweeps.cost.measure", stop)
     patch.setattr("sweeps.export.write", stop)
     patch.setattr("sweeps.doctor.inspect_channels", stop)
+    patch.setenv("HOME", os.getcwd())
     patch.setattr("socket.socket.connect", refuse)
     patch.setattr("socket.getaddrinfo", refuse)
     for name in data.RENDERED:
