@@ -13,7 +13,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from prunnet.config import check_capacity
 from prunnet.data.transforms import Preprocessing
@@ -22,6 +21,7 @@ from prunnet.families import Family
 from prunnet.latency import RUNTIMES, SECONDS, measure
 from prunnet.plan import allocation_of
 from prunnet.subnetworks import subnetwork
+from sweeps.terminal_table import print_table
 
 USUAL = (1.0, 0.8, 0.6, 0.4, 0.2)
 
@@ -37,8 +37,8 @@ def main(
 ) -> None:
     family = Family.of_run(run)
     console = Console(soft_wrap=True)
-    table = Table("capacity", "MMACs", "compact", "bytes", "ms, batch 1", "ms, batch 32", "peak MB", box=None)
-    cuts = []
+    head = ("capacity", "MMACs", "compact", "bytes", "ms, batch 1", "ms, batch 32", "peak MB")
+    lines, cuts = [], []
     for wanted in capacity or USUAL:
         net, header = family.members[family.serving(check_capacity(wanted))]
         if header.get("preprocessing") is None:
@@ -53,17 +53,19 @@ def main(
         if as_json:
             typer.echo(json.dumps({"capacity": wanted, **asdict(ideal), **asdict(found)}))
             continue
-        table.add_row(
-            f"{wanted:g}",
-            f"{ideal.macs / 1e6:.2f}",
-            f"{ideal.macs_dense_equivalent / 1e6:.2f}",
-            f"{found.bytes_on_disk:,}",
-            f"{found.latency_ms_b1:.2f} ± {found.latency_spread_ms:.2f}",
-            f"{found.latency_ms_b32:.1f}",
-            "-" if found.peak_bytes is None else f"{found.peak_bytes / 1e6:.1f}",
+        lines.append(
+            (
+                f"{wanted:g}",
+                f"{ideal.macs / 1e6:.2f}",
+                f"{ideal.macs_dense_equivalent / 1e6:.2f}",
+                f"{found.bytes_on_disk:,}",
+                f"{found.latency_ms_b1:.2f} ± {found.latency_spread_ms:.2f}",
+                f"{found.latency_ms_b32:.1f}",
+                "-" if found.peak_bytes is None else f"{found.peak_bytes / 1e6:.1f}",
+            )
         )
     if not as_json:
-        console.print(table)
+        print_table(console, head, lines, drop=("compact", "peak MB", "bytes", "ms, batch 32", "MMACs"))
         console.print(
             f"{found.runtime}, {found.device}, {threads} threads, {preprocessing.image_size} px", markup=False
         )
