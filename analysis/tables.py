@@ -24,6 +24,15 @@ _OLD_HEAD = ("old mAP", "old R@1")
 """This capacity's queries against the gallery of the network that was to be matched."""
 
 
+_LESS = ("trained", "weights kept", "self R@1", "old R@1", "cross R@1", "MMACs", "old mAP", "self mAP")
+"""Titles in the order in which a narrow terminal leaves them out."""
+
+
+def less_important(frame: Frame) -> tuple[str, ...]:
+    """Titles of `head` that a narrow terminal may leave out, the least important first."""
+    return tuple(title.replace("mAP", frame.metric_name) for title in _LESS)
+
+
 def head(frame: Frame) -> tuple[str, ...]:
     """Titles of the capacity table's columns."""
     titles = _HEAD + _OLD_HEAD if frame.has_old_gallery else _HEAD

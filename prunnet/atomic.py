@@ -60,7 +60,8 @@ def check_output(path: str | Path, what: str) -> None:
 
 
 def _temporary_name(path: Path) -> str:
-    return f".{path.name}.{os.getpid()}.tmp"
+    """Not a name that others can guess: in a folder that they can write to, a link may lie in wait there."""
+    return f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
 
 
 def write_text(path: Path, text: str) -> None:

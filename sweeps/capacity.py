@@ -45,9 +45,10 @@ from prunnet.plan import Units, allocation_of, evaluation_plan, network_arrays, 
 from prunnet.storage import shown
 from prunnet.subnetworks import subnetwork
 from prunnet.training import steps_per_epoch
-from sweeps.printing import Console, Table
+from sweeps.printing import Console
 from sweeps.report_files import write_files
 from sweeps.run import Run, absolute_paths, git_commit, one_line_errors, open_run
+from sweeps.terminal_table import print_table
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 NOT_FETCHED = {"pretrained": False, "weights": None}
@@ -193,10 +194,13 @@ def draw(run: Run, console: Console, *, raw_csv: bool = False) -> None:
     frame = Frame.load(run.results, manifest["unit_keys"])
     failures = [f"capacity {capacity:g} failed: {error}" for capacity, error in manifest["failures"]]
     if len(frame):
-        table = Table(*tables.head(frame), title=f"{manifest['name']}: {len(frame)} tests", box=None)
-        for cells in tables.capacity_table(frame, tables.LINES):
-            table.add_row(*cells)
-        console.print(table)
+        print_table(
+            console,
+            tables.head(frame),
+            tables.capacity_table(frame, tables.LINES),
+            drop=tables.less_important(frame),
+            title=f"{manifest['name']}: {len(frame)} tests",
+        )
         if said := tables.shortened(frame):
             console.print(said)
         write_files(

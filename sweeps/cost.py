@@ -19,8 +19,9 @@ from prunnet.families import Family
 from prunnet.latency import RUNTIMES, SECONDS, measure
 from prunnet.plan import allocation_of
 from prunnet.subnetworks import subnetwork
-from sweeps.printing import Console, Table, print_json
+from sweeps.printing import Console, print_json
 from sweeps.run import check_number
+from sweeps.terminal_table import print_table
 
 USUAL = (1.0, 0.8, 0.6, 0.4, 0.2)
 
@@ -39,8 +40,8 @@ def main(
         raise ConfigError(f"--runtime {echo(runtime)}; valid: {', '.join(RUNTIMES)}")
     family = Family.of_run(run)
     console = Console()
-    table = Table("capacity", "MMACs", "compact", "bytes", "ms, batch 1", "ms, batch 32", "peak MB", box=None)
-    cuts = []
+    head = ("capacity", "MMACs", "compact", "bytes", "ms, batch 1", "ms, batch 32", "peak MB")
+    lines, cuts = [], []
     for wanted in capacity or USUAL:
         net, header = family.members[family.serving(check_capacity(wanted))]
         if header.get("preprocessing") is None:
@@ -55,17 +56,19 @@ def main(
         if as_json:
             print_json({"capacity": wanted, **asdict(ideal), **asdict(found)}, indent=None)
             continue
-        table.add_row(
-            f"{wanted:g}",
-            f"{ideal.macs / 1e6:.2f}",
-            f"{ideal.macs_dense_equivalent / 1e6:.2f}",
-            f"{found.bytes_on_disk:,}",
-            f"{found.latency_ms_b1:.2f} ± {found.latency_spread_ms:.2f}",
-            f"{found.latency_ms_b32:.1f}",
-            "-" if found.peak_bytes is None else f"{found.peak_bytes / 1e6:.1f}",
+        lines.append(
+            (
+                f"{wanted:g}",
+                f"{ideal.macs / 1e6:.2f}",
+                f"{ideal.macs_dense_equivalent / 1e6:.2f}",
+                f"{found.bytes_on_disk:,}",
+                f"{found.latency_ms_b1:.2f} ± {found.latency_spread_ms:.2f}",
+                f"{found.latency_ms_b32:.1f}",
+                "-" if found.peak_bytes is None else f"{found.peak_bytes / 1e6:.1f}",
+            )
         )
     if not as_json:
-        console.print(table)
+        print_table(console, head, lines, drop=("compact", "peak MB", "bytes", "ms, batch 32", "MMACs"))
         console.print(f"{found.runtime}, {found.device}, {threads} threads, {preprocessing.image_size} px")
 
 

@@ -13,7 +13,8 @@ from prunnet import data as datasets
 from prunnet.backbones import NAMED, inspect_backbone, inspect_channels
 from prunnet.config import apply_override, parse_recipe
 from prunnet.data.files import unreadable
-from sweeps.printing import Console, Table
+from sweeps.printing import Console
+from sweeps.terminal_table import print_table
 
 app = typer.Typer(no_args_is_help=True, help="What prunnet sees of a backbone or a data set.")
 
@@ -37,15 +38,14 @@ def backbone(
         sums = kinds.setdefault(layer.kind, [0, 0, 0])
         sums[:] = [sums[0] + 1, sums[1] + layer.weights, sums[2] + layer.macs]
     total = [sum(column) for column in zip(*kinds.values(), strict=True)]
-    table = Table("prunable", "layers", "weights", "MMACs", box=None)
-    for kind, (count, weights, macs) in {**kinds, "in all": total}.items():
-        table.add_row(kind, str(count), f"{weights:,}", f"{macs / 1e6:.2f}")
-    console.print(table)
+    lines = [
+        (kind, count, f"{weights:,}", f"{macs / 1e6:.2f}")
+        for kind, (count, weights, macs) in {**kinds, "in all": total}.items()
+    ]
+    print_table(console, ("prunable", "layers", "weights", "MMACs"), lines, drop=("layers",), names=("prunable",))
     if layers:
-        detail = Table("layer", "kind", "weights", "MMACs", box=None)
-        for layer in facts.layers:
-            detail.add_row(layer.name, layer.kind, f"{layer.weights:,}", f"{layer.macs / 1e6:.3f}")
-        console.print(detail)
+        detail = [(layer.name, layer.kind, f"{layer.weights:,}", f"{layer.macs / 1e6:.3f}") for layer in facts.layers]
+        print_table(console, ("layer", "kind", "weights", "MMACs"), detail, drop=("kind", "weights"), names=("layer",))
     dense = ", ".join(f"{kind} {count:,}" for kind, count in facts.dense.items())
     console.print(f"stays dense: {dense}")
     share = total[2] / facts.macs_total
@@ -59,10 +59,9 @@ def backbone(
 def _ties(name: str, image_size: int, channels: int, console: Console) -> None:
     """Groups of channels that are cut together, and those that are kept with the reason."""
     graph = inspect_channels(parse_recipe({"model": {"backbone": name}}).model, image_size, channels)
-    table = Table("channels that are cut together", "units", "in how many layers", box=None)
-    for group in graph.groups:
-        table.add_row(group.name.removeprefix("backbone."), str(group.units), str(len({at for at, _ in group.sites})))
-    console.print(table)
+    head = ("channels that are cut together", "units", "in how many layers")
+    groups = [(g.name.removeprefix("backbone."), g.units, len({at for at, _ in g.sites})) for g in graph.groups]
+    print_table(console, head, groups, drop=("in how many layers",), names=head[:1])
     reasons: dict[str, list[str]] = {}
     for layer, reason in graph.kept.items():
         reasons.setdefault(reason.partition(" (")[0], []).append(layer.removeprefix("backbone."))
@@ -84,11 +83,11 @@ def data(
         apply_override(tree, override)
     config = parse_recipe(tree).data.model_copy(update={"name": name, "root": str(root)})
     listing = datasets.whole(config)
-    table = Table("part", "found", "expected", box=None)
+    lines = []
     for what, count in listing.counts().items():
         expected = listing.expected.get(what)
-        table.add_row(what, f"{count:,}", "-" if expected is None else f"{expected:,}")
-    console.print(table)
+        lines.append((what, f"{count:,}", "-" if expected is None else f"{expected:,}"))
+    print_table(console, ("part", "found", "expected"), lines, names=("part",))
     for split, test in listing.splits.items():
         console.print(f"{split}: protocol {test.protocol}")
     for note in listing.notes:

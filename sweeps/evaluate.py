@@ -18,8 +18,9 @@ import typer
 from prunnet.compare import Comparison, Side, compare, data_of
 from prunnet.config import Recipe, load_recipe
 from prunnet.errors import ConfigError
-from sweeps.printing import Console, Table, print_json
+from sweeps.printing import Console, print_json
 from sweeps.run import absolute_paths
+from sweeps.terminal_table import print_table
 
 
 def main(
@@ -61,12 +62,14 @@ def tested_on(query: Side, recipe: Path | None, overrides: list[str], split: str
 
 def show(found: Comparison, sides: dict[str, Side], console: Console) -> None:
     """The tests as a table, and what they say of an upgrade."""
-    table = Table("test", "queries by", "gallery by", "mAP", "R@1", "R@5", "R@10", box=None)
+    head = ("test", "queries by", "gallery by", "mAP", "R@1", "R@5", "R@10")
+    lines = []
     for name, metrics in found.tests.items():
         by = ("query", "gallery") if name == "cross" else (name, name)
         values = (f"{100 * metrics[key]:.2f}" for key in ("map", "recall_at_1", "recall_at_5", "recall_at_10"))
-        table.add_row("cross-test" if name == "cross" else "self-test", *(_named(sides[side]) for side in by), *values)
-    console.print(table)
+        test = "cross-test" if name == "cross" else "self-test"
+        lines.append((test, *(_named(sides[side]) for side in by), *values))
+    print_table(console, head, lines, drop=("R@10", "R@5", "R@1"), names=head[1:3])
     console.print(
         f"negative flips (right in the gallery's self-test, wrong now): {found.flips['cross']:.2%} in the cross-test, "
         f"{found.flips['query']:.2%} in the query's self-test",

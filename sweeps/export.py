@@ -32,8 +32,9 @@ from prunnet.plan import allocation_of
 from prunnet.retrieval.features import Embedder, embed_test
 from prunnet.storage import local
 from prunnet.subnetworks import Subnetwork, calibration_loader, subnetwork
-from sweeps.printing import Console, Table
+from sweeps.printing import Console
 from sweeps.run import absolute_paths
+from sweeps.terminal_table import print_table
 
 
 @dataclass(frozen=True)
@@ -111,12 +112,12 @@ def _export_progressive(source: Source, to: Path, said: str, precision: str, con
         raise ConfigError("--progressive: these are several networks, whose weights do not nest")
     cuts = [source.cut(capacity) for capacity in capacities]
     Nested(cuts).save(to, source.identity(max(cuts, key=lambda cut: cut.capacity)))
-    table = Table("capacity", "its prefix, bytes", "further bytes", box=None)
+    lines = []
     before = 0
     for capacity, end in ends(to).items():
-        table.add_row(f"{capacity:g}", f"{end:,}", f"{end - before:,}")
+        lines.append((f"{capacity:g}", f"{end:,}", f"{end - before:,}"))
         before = end
-    console.print(table)
+    print_table(console, ("capacity", "its prefix, bytes", "further bytes"), lines, drop=("further bytes",))
 
 
 def _measure(source: Source, cut: Subnetwork, exported: Exported, console: Console) -> None:
@@ -124,12 +125,12 @@ def _measure(source: Source, cut: Subnetwork, exported: Exported, console: Conso
     test = source.dataset.split("test")
     truth = test.truth()
     _, gallery = embed_test(source.cut(source.family.top), test)
-    table = Table("queries by", "cross mAP", "cross R@1", box=None)
-    found = {}
+    found, lines = {}, []
     for name, embedder in (("masked network, fp32", cut), ("the file", exported)):
         found[name] = truth.score(embed_test(embedder, test)[0], gallery)
-        table.add_row(name, *(f"{100 * found[name][key]:.2f}" for key in ("map", "recall_at_1")))
-    console.print(table)
+        lines.append((name, *(f"{100 * found[name][key]:.2f}" for key in ("map", "recall_at_1"))))
+    head = ("queries by", "cross mAP", "cross R@1")
+    print_table(console, head, lines, drop=("cross R@1",), names=("queries by",))
 
 
 def embed(
@@ -206,7 +207,5 @@ def query(
             picture.save(temporary, format="PNG")
         console.print(f"{sheet}: {min(rows, len(asked.names))} queries")
     if to is None and sheet is None:
-        table = Table("query", "rank", "gallery", "similarity", box=None)
-        for answer in answers:
-            table.add_row(answer.query, str(answer.rank), answer.gallery, f"{answer.similarity:.4f}")
-        console.print(table)
+        lines = [(answer.query, answer.rank, answer.gallery, f"{answer.similarity:.4f}") for answer in answers]
+        print_table(console, ("query", "rank", "gallery", "similarity"), lines, names=("query", "gallery"))

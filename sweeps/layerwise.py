@@ -43,9 +43,10 @@ from prunnet.layerwise import Budget, Keep
 from prunnet.plan import Units, evaluation_plan, network_arrays, plan_units
 from prunnet.subnetworks import calibration_loader, subnetwork
 from sweeps.capacity import open_data, trained_networks
-from sweeps.printing import Console, Table
+from sweeps.printing import Console
 from sweeps.run import Run, absolute_paths, git_commit, one_line_errors, open_run
 from sweeps.study import journal, quiet_optuna
+from sweeps.terminal_table import print_table
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 TRIAL = "layerwise"
@@ -195,14 +196,15 @@ def conclude(
 
 def show(rows: list[Row], chosen: dict[float, Keep], console: Console) -> None:
     """Uniform and layer-wise cuts of the same MACs, one under the other."""
-    table = Table("budget", "cut", "MMACs", "weights kept", "cross mAP", "cross R@1", title="equal MACs", box=None)
+    head = ("budget", "cut", "MMACs", "weights kept", "cross mAP", "cross R@1")
+    lines = []
     for capacity, keep in chosen.items():
         for name, row in zip(("uniform", "layer-wise"), pair(rows, capacity, keep), strict=True):
             if row is not None:
                 kept, accuracy = row["params_kept"] / row["params_total"], (row["map"], row["recall_at_1"])
                 numbers = (f"{row['macs'] / 1e6:.3f}", f"{kept:.1%}", *(f"{100 * value:.1f}" for value in accuracy))
-                table.add_row(f"{capacity:g}", name, *numbers)
-    console.print(table)
+                lines.append((f"{capacity:g}", name, *numbers))
+    print_table(console, head, lines, drop=("weights kept", "MMACs", "cross R@1"), title="equal MACs")
 
 
 def pair(rows: list[Row], capacity: float, keep: Keep) -> tuple[Row | None, Row | None]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,11 +44,12 @@ from prunnet.experiments import Trial
 from prunnet.probe import ProbeConfig, spread
 from prunnet.storage import remove, shown
 from sweeps.capacity import open_data
-from sweeps.printing import Console, Table
+from sweeps.printing import Console
 from sweeps.run import Run, git_commit, one_line_errors, open_run
 from sweeps.run_folder import FRONT, clear
 from sweeps.search_recipe import Choice, Constraint, Search, load_search
 from sweeps.study import open_study
+from sweeps.terminal_table import print_table
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "search_demo.yaml"
 Row = dict[str, Any]
@@ -159,7 +160,8 @@ def partial_rows(run_folder: Run) -> list[Row]:
 def conclude(asked: Search, run_folder: Run, study: optuna.Study, baseline: list[Row], console: Console) -> int:
     """Writes records, front, figure, page and the best recipes, and shows the front; returns the exit code."""
     objectives, folder = asked.file.objectives, run_folder.folder
-    records = [found.record_of(trial, objectives) for trial in study.get_trials(deepcopy=False)]
+    told = [found.record_of(trial, objectives) for trial in study.get_trials(deepcopy=False)]
+    records = [replace(record, changes=shown(record.changes), reason=shown(record.reason)) for record in told]
     write_text(folder / "trials.json", json.dumps([asdict(record) for record in records], indent=1))
     chosen = found.best_front(records, objectives)
     clear(folder, FRONT)
@@ -222,12 +224,12 @@ def show(findings: found.Findings, console: Console) -> None:
     """The trials on the terminal, the front first."""
     objectives = findings.objectives
     *titles, _ = found.head(objectives)  # what was changed does not fit; the report has it
-    lines = Table(*titles, title="trials", box=None)
+    lines: list[list[str]] = []
     if findings.baseline is not None:
-        lines.add_row("-", "baseline", *found.numbers(findings.baseline, objectives))
-    for *cells, _ in found.table(findings.records, objectives):
-        lines.add_row(*cells)
-    console.print(lines)
+        lines.append(["-", "baseline", *found.numbers(findings.baseline, objectives)])
+    lines += [cells for *cells, _ in found.table(findings.records, objectives)]
+    drop = [quantity.label for quantity in reversed(objectives[1:])]
+    print_table(console, titles, lines, drop=drop, names=("state",), title="trials")
 
 
 def main(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from analysis import devices, plots, report, tables
 from analysis.frame import Frame
 from analysis.pareto import Point, front, hypervolume
 from prunnet.errors import ResultsError
+from prunnet.results import plain_cell
 from tests.conftest import REPOSITORY
 
 
@@ -107,6 +109,23 @@ def test_tables_for_papers_and_spreadsheets() -> None:
     assert lines[-1]["recall_at_1"] == ""  # not measured
     wide = Frame([{**row, "protocol": None} for row in frame().rows])
     assert "protocol" not in tables.rows_csv(wide)  # no row has one
+
+
+FORMULAS = ("=cmd|'/c calc'!A1", "+1+cmd", "-2+3", "@SUM(A1)", "\t=1", "\r=1", " =1", "'=1", "＝1")
+
+
+def test_no_cell_of_a_spreadsheet_is_run() -> None:
+    """Issue 15, number 23: a name that a spreadsheet takes for a formula is text there, and numbers stay numbers."""
+    plain = [plain_cell(text) for text in FORMULAS]
+    assert plain == ["'" + text for text in FORMULAS]
+    assert len({*plain, *map(plain_cell, plain)}) == 2 * len(FORMULAS)  # two names never become one
+    same = ("shoe [blue].png", "a=b", "-0.5", "+3", "1e-3", "", "'", "it's", "a-b", "…")
+    assert [plain_cell(text) for text in same] == list(same)
+    rows = [{**r, "method": name, "weighting_exponent": -0.5} for name in FORMULAS for r in frame().rows[:1]]
+    for raw in (False, True):
+        found = list(csv.DictReader(io.StringIO(tables.rows_csv(Frame(rows), raw=raw), newline="")))
+        assert [line["method"] for line in found] == (list(FORMULAS) if raw else plain)
+        assert {line["weighting_exponent"] for line in found} == {"-0.5"}
 
 
 def test_figures_and_report() -> None:

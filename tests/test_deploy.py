@@ -8,6 +8,7 @@ import re
 import shlex
 import stat
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,17 @@ def test_the_volume_and_the_wall_are_valid() -> None:
         kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
 
 
+def test_kuberays_operator_reaches_the_dashboard_and_nothing_else() -> None:
+    """Issue 15, number 22: the operator asks the head's dashboard whether a RayJob has ended (GetJobInfo), from a
+    namespace of its own; the labels are those of KubeRay's chart, and of the policies that KubeRay 1.7 makes itself."""
+    policy = documents("storage.yaml")[1]["spec"]
+    inside, operator = policy["ingress"]
+    assert inside == {"from": [{"podSelector": policy["podSelector"]}]}
+    labels = {"app.kubernetes.io/component": "kuberay-operator"}
+    assert operator["from"] == [{"namespaceSelector": {}, "podSelector": {"matchLabels": labels}}]
+    assert operator["ports"] == [{"protocol": "TCP", "port": 8265}]
+
+
 def test_the_entrypoint_of_the_job_is_a_command_of_this_repository() -> None:
     (document,) = documents("kuberay-rayjob.yaml")
     check_command(document["spec"]["entrypoint"])
@@ -141,14 +153,25 @@ def slurm(tmp_path: Path) -> dict[str, str]:
     program(
         fake,
         "ray",
+        f"[[ $1 == get-auth-token && ! -e ~/.ray ]] && {{ mkdir ~/.ray; echo t > ~/.ray/auth_token; }}\n"
         f'[[ $1 == start ]] || exit 0\n[[ -e {tmp_path}/fails ]] && exit 1\necho "started $$" >> {log}\n'
         f"trap 'echo \"ended $$\" >> {log}; exit 0' TERM\nwhile true; do sleep 0.1; done",
     )
     program(
         fake, "python", f'if [[ $1 == - ]]; then cat > /dev/null; echo "waits for $2 nodes" >> {log}; else "$@"; fi'
     )
+    program(
+        fake,
+        "long",
+        f"trap 'echo long was told >> {log}; exit 0' TERM\necho long began >> {log}\nwhile true; do sleep 0.1; done",
+    )
     program(fake, "job", f'echo "job with $RAY_ADDRESS and $RAY_AUTH_MODE: $*" >> {log}; sleep 0.5; exit ${{CODE:-0}}')
-    environment = {"PATH": f"{fake}:{os.environ['PATH']}", "HOME": str(tmp_path), "LOG": str(log)}
+    environment = {
+        "PATH": f"{fake}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "LOG": str(log),
+        "SLURM_TMPDIR": str(tmp_path),
+    }
     return {**environment, "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-3]", "SLURM_CPUS_ON_NODE": "8"}
 
 
@@ -190,6 +213,42 @@ def test_slurm_says_what_is_missing(slurm: dict[str, str]) -> None:
     (Path(slurm["HOME"]) / "fails").touch()
     program(Path(slurm["PATH"].partition(":")[0]), "ray", "exit 1")
     assert submit(slurm, "job")[0] == 1
+
+
+@pytest.mark.parametrize("before", [None, 0o644])
+def test_only_its_user_can_read_what_slurm_jobs_share(slurm: dict[str, str], before: int | None) -> None:
+    """Issue 15, number 22: Ray writes its token as the umask says, and keeps one that is there as it is."""
+    token, home = Path(slurm["HOME"]) / ".ray" / "auth_token", Path(slurm["HOME"])
+    if before is not None:
+        token.parent.mkdir()
+        token.write_text("t")
+        token.chmod(before)
+    assert submit(slurm, "job")[0] == 0
+    assert token.stat().st_mode & 0o077 == 0
+    assert (home / "ray-7").stat().st_mode & 0o777 == 0o700
+    (home / "ray-7").rmdir()
+    (home / "elsewhere").mkdir()
+    (home / "ray-7").symlink_to(home / "elsewhere")
+    code, lines = submit(slurm, "job", "again")
+    assert code == 1
+    assert not any("again" in line for line in lines)
+
+
+def test_slurms_notice_reaches_the_job_at_once(slurm: dict[str, str]) -> None:
+    """Issue 15, number 22: a job in the foreground kept the notice from the script until it was over."""
+    script = subprocess.Popen(
+        ["bash", str(DEPLOY / "slurm.sbatch"), "long"], env=slurm, cwd=slurm["HOME"], stderr=subprocess.DEVNULL
+    )
+    log, deadline = Path(slurm["LOG"]), time.monotonic() + 30
+    while not log.exists() or "long began" not in log.read_text():
+        assert time.monotonic() < deadline
+        assert script.poll() is None
+        time.sleep(0.05)
+    script.terminate()
+    assert script.wait(timeout=30) == 143
+    lines = log.read_text().splitlines()
+    assert lines.count("long was told") == 1
+    assert sum(line.startswith("ended") for line in lines) == 3
 
 
 def test_no_file_holds_a_secret() -> None:

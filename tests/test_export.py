@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from prunnet import RetrievalNet, data
 from prunnet.config import Recipe, parse_recipe
 from prunnet.data.transforms import Preprocessing
-from prunnet.embeddings import EmbeddingSet, check_same_space, embed_folder, query
+from prunnet.embeddings import Answer, EmbeddingSet, check_same_space, embed_folder, query, write_csv
 from prunnet.errors import CheckpointError, ConfigError, DataError
 from prunnet.export import Exported, export, identity, load_sparse, open_export
 from prunnet.families import train_here
@@ -355,6 +355,11 @@ def test_export_embed_and_query_from_the_command_line(run: Path, name: str, tmp_
     rows = list(csv.DictReader((tmp_path / "a.csv").open()))
     assert len(rows) == 36 * 4
     assert [int(row["rank"]) for row in rows[:4]] == [1, 2, 3, 4]
+    evil = [Answer("=cmd|'/c calc'!A1.png", 1, "+shoe.png", -0.5)]
+    for raw, names in ((False, ("'=cmd|'/c calc'!A1.png", "'+shoe.png")), (True, (evil[0].query, evil[0].gallery))):
+        write_csv(evil, tmp_path / "evil.csv", raw=raw)  # issue 15, number 23
+        (line,) = csv.DictReader((tmp_path / "evil.csv").open())
+        assert (line["query"], line["gallery"], line["similarity"]) == (*names, "-0.500000")
     for one, next_ in itertools.pairwise(rows):
         assert one["query"] != next_["query"] or float(one["similarity"]) >= float(next_["similarity"])
     with Image.open(tmp_path / "a.png") as sheet:
