@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from prunnet.errors import ConfigError, echo, unknown
-from prunnet.hashing import METHOD_VERSION, of_file, of_json, weights_sha_of
+from prunnet.hashing import METHOD_VERSION, calibrations_of, of_file, of_json, weights_sha_of
 from prunnet.methods import METHODS, revisions, settle
 from prunnet.storage import shown
 from prunnet.yaml_reader import parse_yaml, read_yaml
@@ -346,7 +346,8 @@ class Recipe(Section):
     def training_hash(self) -> str:
         """Hash of everything that determines the trained weights (workers included: they shape the sums)."""
         part = self.trained_part()
-        return of_json([METHOD_VERSION, part, self.cluster.workers, *revisions(part["train"])])
+        revised = [*revisions(part["train"]), *calibrations_of(self.train.old)]
+        return of_json([METHOD_VERSION, part, self.cluster.workers, *revised])
 
     def trained_part(self) -> dict[str, Any]:
         """Sections `data`, `model`, `train` as JSON values, without the keys that do not touch the weights, and without

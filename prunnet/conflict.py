@@ -276,8 +276,8 @@ def _layer_coefficients(
 
 
 def _within_range(
-    layers: Sequence[LayerRows], products: Sequence[Tensor], block: str, threads: Executor | None
-) -> tuple[Sequence[LayerRows], Sequence[Tensor], Tensor | None]:
+    layers: Sequence[LayerRows], products: list[Tensor], block: str, threads: Executor | None
+) -> tuple[Sequence[LayerRows], list[Tensor], Tensor | None]:
     """(layers, their inner products, what the rows of each layer's kinds were divided by [layers * kinds, M]), where
     squares of a row would overflow or vanish: scaled to a largest entry near 1, as in `integrate`. Otherwise, as it
     nearly always is, all is as given and None."""

@@ -49,12 +49,23 @@ def of_bytes(data: bytes) -> str:
 def weights_sha_of(path: str | Path) -> str:
     """What identifies the network of a saved file: the weights' hash in its header, for a subnetwork with mask and
     calibration. CheckpointError where there is none."""
+    header = _header_of(path)
+    parts = [header[key] for key in ("weights_sha", "mask_sha", "calibration") if key in header]
+    return str(parts[0]) if "mask_sha" not in header else of_json(parts)
+
+
+def calibrations_of(path: str | Path | None) -> list[str]:
+    """The hash of the images that a saved file's BatchNorm statistics were estimated on, where there are any."""
+    calibration = _header_of(path).get("calibration") if path else None
+    return [calibration] if calibration else []
+
+
+def _header_of(path: str | Path) -> dict[str, Any]:
     file = Path(local(path))
     try:
         with safe_open(str(file), framework="np") as opened:
             header = tensors_header(file, opened.metadata(), header_only=True)
-        parts = [header[key] for key in ("weights_sha", "mask_sha", "calibration") if key in header]
-        return str(parts[0]) if len(parts) == 1 else of_json([parts[0], *parts[1:]])
+        return {"weights_sha": header["weights_sha"], **header}
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {str(path)!r} is not a file") from None
     except (SafetensorError, OSError, LookupError, AttributeError, TypeError, ValueError):
