@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.pareto import Point
-from prunnet.results import ranked_by, read, select
+from prunnet.results import check_tests, ranked_by, read, select
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Frame:
     def load(cls, folder: str | Path, keys: Iterable[str] | None = None) -> Frame:
         """All rows of a results folder, or those of some unit keys in their order."""
         table = read(folder)
+        check_tests(table, folder)
         return cls((table if keys is None else select(table, keys)).to_pylist())
 
     @cached_property

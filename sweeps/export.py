@@ -35,6 +35,9 @@ from prunnet.subnetworks import Subnetwork, calibration_loader, subnetwork
 from sweeps.printing import Console, Table
 from sweeps.run import absolute_paths
 
+WIDEST = 200
+"""Answers in a line of a contact sheet, at most."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -183,6 +186,8 @@ def query(
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise ConfigError(f"--sheet {echo(str(sheet))}; valid: a name that ends in .png")
     asked, known = EmbeddingSet.load(queries), EmbeddingSet.load(gallery)
+    if sheet is not None and min(top, len(known.names)) > WIDEST:
+        raise ConfigError(f"--top {top}: a contact sheet shows up to {WIDEST} answers a query")
     answers = answers_to(asked, known, top)
     console = Console()
     if to is not None:
