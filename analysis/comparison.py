@@ -20,7 +20,7 @@ import typer
 
 from analysis import commands
 from analysis.quantities import Quantity
-from prunnet.results import ResultsError, check_output, p_comp, p_up, read, read_packed, update_gain
+from prunnet.results import ResultsError, check_output, check_tests, p_comp, p_up, read, read_packed, update_gain
 
 MARK = "tables"
 Row = dict[str, Any]
@@ -278,8 +278,9 @@ def write(
 ) -> None:
     """Put the tables of an ablation between the marks of a page."""
     check_output(path, "PATH")
-    read_table = read if table.is_dir() else read_packed
-    rows = sorted(newest(read_table(table).to_pylist()), key=_order)
+    found_rows = (read if table.is_dir() else read_packed)(table)
+    check_tests(found_rows, table)
+    rows = sorted(newest(found_rows.to_pylist()), key=_order)
     begin, end = marks(mark)
     text = path.read_text(encoding="utf-8") if path.exists() else f"# Results\n\n{begin}\n{end}\n"
     before, found, rest = text.partition(begin)

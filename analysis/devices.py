@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from analysis import commands, plots
-from prunnet.results import ConfigError, ResultsError, check_output, read, read_packed
+from prunnet.results import ConfigError, ResultsError, check_output, check_tests, read, read_packed
 
 Row = Mapping[str, Any]
 COLOURS = {"weight": plots.BLUE, "channel": plots.ORANGE, "nm": plots.GREY, "kernel": "#009E73"}
@@ -82,7 +82,9 @@ def main(
     if kind not in ("png", "svg"):
         raise ConfigError(f"TARGET {str(target)!r}; valid: a name that ends in .png or .svg")
     check_output(target, "TARGET")
-    rows = (read if source.is_dir() else read_packed)(source).to_pylist()
+    table = (read if source.is_dir() else read_packed)(source)
+    check_tests(table, source)
+    rows = table.to_pylist()
     target.write_bytes(plots.rendered(figure(rows), kind)[kind])
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.pareto import Point
-from prunnet.results import SCHEMA, ranked_by, read, select
+from prunnet.results import SCHEMA, check_tests, ranked_by, read, select
 
 Reals = npt.NDArray[np.float64]
 Places = npt.NDArray[np.int64]
@@ -39,6 +39,7 @@ class Frame:
         """All rows of a results folder, or those of some unit keys in their order."""
         # Encoded part by part: a text that all rows share, such as the configuration, is not held for each of them.
         table = read(folder, _encoded).unify_dictionaries().combine_chunks()
+        check_tests(table, folder)
         return cls(table if keys is None else select(table, keys))
 
     def __len__(self) -> int:

@@ -106,7 +106,7 @@ class Quantity(BaseModel):
         if self.name == "mean_cross_map":
             return sum(row[frame.metric] for row in crossed) / len(crossed)
         if self.name == "hypervolume":
-            if any(row["macs"] is None for row in crossed):
+            if any(not (row["macs"] and row["macs_dense"]) for row in crossed):
                 return None
             dense = max(row["macs_dense"] for row in crossed)  # a narrower network of a family has its own
             points = [Point(row["macs"] / dense, row[frame.metric]) for row in crossed]

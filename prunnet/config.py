@@ -235,7 +235,7 @@ class TrainConfig(Section):
             raise ConfigError("train.capacities is empty; valid: one or more numbers in (0, 1)")
         if len(set(self.capacities)) != len(self.capacities) or 1.0 in self.capacities:
             raise ConfigError(
-                f"train.capacities {list(self.capacities)} must be distinct and below 1.0: "
+                f"train.capacities {echo(list(self.capacities))} must be distinct and below 1.0: "
                 "the dense network is always trained beside them"
             )
         if METHODS[self.method].network == "widths" and self.granularity != "weight":

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from prunnet.config import ModelConfig
-from prunnet.errors import ConfigError, one_line, unknown
+from prunnet.errors import ConfigError, echo, one_line, unknown
 from prunnet.prunable import attach_scores, init_scores
 from prunnet.storage import local, place
 
@@ -215,10 +215,12 @@ def make_backbone(
     try:
         model = timm.create_model(name, num_classes=0, in_chans=in_chans, **dict(options or {}), **source)
     except (TypeError, KeyError, AssertionError) as error:
-        raise ConfigError(f"backbone {name!r} does not take options {dict(options or {})!r}: {error}") from None
+        raise ConfigError(f"backbone {name!r} does not take options {echo(dict(options or {}))}: {error}") from None
     except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         if not source:
-            raise ConfigError(f"backbone {name!r} with options {dict(options or {})!r}: {one_line(error)}") from None
+            raise ConfigError(
+                f"backbone {name!r} with options {echo(dict(options or {}))}: {one_line(error)}"
+            ) from None
         if weights is not None:
             raise ConfigError(f"model.weights={weights!r} does not fit {name!r}: {one_line(error)[:300]}") from None
         raise ConfigError(

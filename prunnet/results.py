@@ -165,18 +165,17 @@ def _read_part(path: Path) -> pa.Table:
         raise ResultsError(
             f"part {path.name!r} in {str(path.parent)!r} has another schema than version {SCHEMA_VERSION}"
         )
-    _check_rows(table, path)
     return table
 
 
-def _check_rows(table: pa.Table, path: Path) -> None:
-    """ResultsError where a row is of no test: it has no key or no capacity, or a number is infinite."""
-    for name in ("unit_key", "query_capacity", "gallery_capacity"):
+def check_tests(table: pa.Table, where: str | Path) -> None:
+    """ResultsError where a row is of no test, since it has no capacity, or a number is infinite."""
+    for name in ("query_capacity", "gallery_capacity"):
         if table[name].null_count:
-            raise ResultsError(f"part {path.name!r} in {str(path.parent)!r} has rows without {name}; remove it")
+            raise ResultsError(f"{str(where)!r} has rows without {name}: they are of no test")
     for name in _REAL.split():
         if pc.any(pc.is_inf(table[name])).as_py():
-            raise ResultsError(f"part {path.name!r} in {str(path.parent)!r} has an infinite {name}; remove it")
+            raise ResultsError(f"{str(where)!r} has rows in which {name} is infinite")
 
 
 def _one_row_a_key(table: pa.Table) -> pa.Table:

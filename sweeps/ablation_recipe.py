@@ -83,7 +83,7 @@ class Ablation:
             assert tuning is not None
             if name not in self.file.methods or len(values) != len(tuning.values):
                 raise ConfigError(
-                    f"tuning.values_of.{name} {list(values)}: valid are names of `methods` and "
+                    f"tuning.values_of.{name} {echo(list(values))}: valid are names of `methods` and "
                     f"{len(tuning.values)} values, as many as for every method"
                 )
 

@@ -93,6 +93,8 @@ def best(
         device=device,
     )
     print_json({name: value for name, value in row.items() if value is not None})
+    if row["query_capacity"] is None:
+        return
     ship = f"prunnet export {run} --capacity {row['query_capacity']:g} --to edge.onnx"
     Console(stderr=True).print(f"to ship it: {ship}")
 

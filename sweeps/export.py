@@ -36,6 +36,9 @@ from sweeps.printing import Console
 from sweeps.run import absolute_paths
 from sweeps.terminal_table import print_table
 
+WIDEST = 200
+"""Answers in a line of a contact sheet, at most."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -196,6 +199,8 @@ def query(
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise ConfigError(f"--sheet {echo(str(sheet))}; valid: a name that ends in .png")
     asked, known = EmbeddingSet.load(queries), EmbeddingSet.load(gallery)
+    if sheet is not None and min(top, len(known.names)) > WIDEST:
+        raise ConfigError(f"--top {top}: a contact sheet shows up to {WIDEST} answers a query")
     answers = answers_to(asked, known, top)
     console = Console()
     if to is not None:

@@ -148,8 +148,8 @@ class CapacitySet(_Part):
         fits = count in self.count and all(d == int(d) and 0 <= d <= self._spare(count) for d in drawn)
         if not fits or drawn != sorted(drawn):
             raise ConfigError(
-                f"start: {name}={list(value)} is no set of {', '.join(map(str, self.count))} on the grid {self.low:g}, "
-                f"{self.low + self.step:g} … {self.high:g}, {self.gap:g} apart"
+                f"start: {name}={echo(list(value))} is no set of {', '.join(map(str, self.count))} on the grid "
+                f"{self.low:g}, {self.low + self.step:g} … {self.high:g}, {self.gap:g} apart"
             )
         own = {f"{name}.count": count} if len(self.count) > 1 else {}
         return {**own, **{f"{name}.{count}.{i}": int(d) for i, d in enumerate(drawn)}}
@@ -395,7 +395,7 @@ class Search:
                 raise ConfigError(f"space: the point {echo(changes)} is no recipe: {error}") from None
         for point in self.file.start:
             if foreign := set(point) - set(self.file.space):
-                raise ConfigError(f"start: {sorted(foreign)} are not in the space")
+                raise ConfigError(f"start: {echo(sorted(foreign))} are not in the space")
             self.parameters(point)
             self.recipe(point)
 

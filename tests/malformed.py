@@ -533,6 +533,7 @@ def _changed_json(rng: random.Random, content: bytes) -> bytes:
 
 def odd_files(folder: Path) -> None:
     """Images with names that terminals and pipes take for something else."""
+    (folder / "[").mkdir()
     for name in ("shoe [blue].png", "[/x].png", ":cat:.png", "tab\there.png", "line\nend.png", "\x1b[31mred.png"):
         Image.new("L", (16, 16), len(name)).save(folder / name)
     odd = os.fsencode(folder) + b"/\xff.png"

@@ -92,9 +92,9 @@ def test_any_encoding_of_the_terminal_will_do(variables: dict[str, str]) -> None
     """Issue 15, number 15: an encoding without a character shows an escape."""
     script = (
         "from sweeps.printing import Console, Table\n"
-        "console, table = Console(), Table('größe', title='α')\n"
+        "console, table = Console(), Table('gr\\u00f6\\u00dfe', title='\\u03b1')\n"
         "table.add_row('shoe \\u2192 \\udcff')\n"
-        "console.print('naïve', table)"
+        "console.print('na\\u00efve', table)"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **variables}
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment, check=False)
