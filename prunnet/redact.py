@@ -41,7 +41,7 @@ def shown(value: Value) -> Value:
     if isinstance(value, Mapping):
         return {shown(key): shown(item) for key, item in value.items()}  # type: ignore[return-value]
     if isinstance(value, (list, tuple)):
-        return type(value)(shown(item) for item in value)  # type: ignore[call-arg]
+        return type(value)(shown(item) for item in value)
     return value
 
 

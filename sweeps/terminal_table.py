@@ -31,9 +31,9 @@ def print_table(
         drop: titles of columns that may be left out, the least important first.
         names: titles of columns that hold names: they may be folded.
     """
-    lines = [tuple(map(str, line)) for line in lines]
+    cells = [tuple(map(str, line)) for line in lines]
     widths = {
-        title: max([cell_len(part) for part in [title, *(line[at] for line in lines)]]) for at, title in enumerate(head)
+        title: max([cell_len(part) for part in [title, *(line[at] for line in cells)]]) for at, title in enumerate(head)
     }
     needs = {title: (min(width, _NAME) if title in names else width) + _GAP for title, width in widths.items()}
     left_out: list[str] = []
@@ -48,7 +48,7 @@ def print_table(
     table = Table(title=title and Text(title), box=None)
     for at in kept:
         table.add_column(Text(head[at]), no_wrap=head[at] not in names, overflow="fold")
-    for line in lines:
+    for line in cells:
         table.add_row(*(Text(line[at]) for at in kept))
     if not console.is_terminal or least > console.width:
         table.width = least if console.is_terminal else whole  # the terminal itself breaks the lines
