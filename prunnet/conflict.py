@@ -261,7 +261,7 @@ def _layer_coefficients(
     if options["projection"] == "none" and options["weighting"] == "mean":  # the plain sum: nothing to look at
         ones = [torch.ones(1, len(layer.gradients), device=layer.weight.device) for layer in layers]
         return [one for one in ones for _ in range(kinds)], layers, None
-    products: Sequence[Tensor] = inner_products(layers, threads)
+    products = inner_products(layers, threads)
     layers, products, scales = _within_range(layers, products, block, threads)
     grams = [kind for gram in products for kind in gram.unbind(1)]
     if block != "kernel":
