@@ -124,7 +124,7 @@ def _fit(
         ),
     )
     # Else Ray Train takes Ctrl-C for itself in the main thread, and ends the process with its own exit code.
-    trainer._register_sigint_handler = lambda controller: None  # type: ignore[method-assign]
+    trainer._register_sigint_handler = lambda controller: None  # type: ignore[attr-defined]
     with watched(board, console):
         try:
             result = trainer.fit()

@@ -125,7 +125,9 @@ class ImageFiles:
         Args:
             how: `data.fingerprint`; content reads every file.
         """
-        labels = {"labels": self.labels, **({} if self.boxes is None else {"boxes": self.boxes})}
+        labels: dict[str, npt.NDArray[Any]] = {"labels": self.labels}
+        if self.boxes is not None:
+            labels["boxes"] = self.boxes
         found = {"images": len(self), "labels": hashing.of_arrays(labels)}
         if not isinstance(self.files, Files):  # a store or an array, which know what they hold
             return {**found, "content": self.files.stamp(self.rows)}
