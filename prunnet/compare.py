@@ -113,7 +113,8 @@ def compare(
             f"query {query.path!r} has embeddings of length {lengths['query']}, gallery {gallery.path!r} of "
             f"{lengths['gallery']}: they do not compare"
         )
-    written = gallery.dense and gallery.cut.weights_sha != query.cut.weights_sha
+    another = gallery.is_network and gallery.cut.weights_sha != query.cut.weights_sha
+    written = another and gallery.dense
     if written and gallery.statistics is not None:
         gallery.cut.set_statistics(gallery.statistics.tensors, gallery.statistics.calibration)
     seen = {
@@ -130,6 +131,11 @@ def compare(
     flips = {name: negative_flips(right["gallery"], right[name]) for name in ("cross", "query")}
     upgrade, reason = upgrade_of({name: float(metrics["map"]) for name, metrics in tests.items()})
     notes = list(_notes(sides))
+    if another and calibrate and not written:
+        notes.append(
+            f"gallery at capacity {gallery.cut.capacity:g}: BatchNorm re-estimated on the training images of the data "
+            "tested; a saved subnetwork keeps its own"
+        )
     if written and gallery.statistics is None:
         notes.append(f"{gallery.path!r} holds no calibrated statistics, as older files: its running ones are used")
     return Comparison(tests, flips, upgrade, reason, notes)

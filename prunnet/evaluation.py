@@ -136,7 +136,7 @@ class Evaluator:
             unit.capacity,
             allocation=plan.allocation,
             random_masks=plan.random_masks,
-            inside=plan.inside,
+            inside=1.0 if unit.stored else plan.inside,
             keep=None if unit.keep is None else dict(unit.keep),
             weights_sha=sha,
         )
