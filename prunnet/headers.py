@@ -87,8 +87,8 @@ class Identity(Header):
 
     weights_sha: str
     matches: list[str]
-    capacity: float = Field(gt=0, le=1)
-    calibration: str | None
+    capacity: float | None = Field(default=None, gt=0, le=1)
+    calibration: str | None = None
     embedding_dim: int = Field(ge=1, lt=2**31)
     preprocessing: dict[str, Any]
 

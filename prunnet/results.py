@@ -171,7 +171,7 @@ def _read_part(path: Path) -> pa.Table:
 def check_tests(table: pa.Table, where: str | Path) -> None:
     """ResultsError where a row is of no test, since it has no capacity, or a number is infinite."""
     for name in ("query_capacity", "gallery_capacity"):
-        if table[name].null_count:
+        if table[name].null_count or pc.any(pc.is_nan(table[name])).as_py():
             raise ResultsError(f"{str(where)!r} has rows without {name}: they are of no test")
     for name in _REAL.split():
         if pc.any(pc.is_inf(table[name])).as_py():

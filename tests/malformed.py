@@ -536,5 +536,3 @@ def odd_files(folder: Path) -> None:
     (folder / "[").mkdir()
     for name in ("shoe [blue].png", "[/x].png", ":cat:.png", "tab\there.png", "line\nend.png", "\x1b[31mred.png"):
         Image.new("L", (16, 16), len(name)).save(folder / name)
-    odd = os.fsencode(folder) + b"/\xff.png"
-    shutil.copyfile(folder / ":cat:.png", odd)

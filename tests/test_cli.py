@@ -113,8 +113,11 @@ def row_of(key: str, **more: object) -> dict[str, object]:
         (["doctor", "backbone", "resnet18", "--image-size", "100000000"], "8<=x<=2048"),
     ],
 )
-def test_what_is_not_there_or_out_of_range_is_said(words: list[str], says: str, tmp_path: Path) -> None:
+def test_what_is_not_there_or_out_of_range_is_said(
+    words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Issue 15, number 18: `best /nonexistent` said that no row of 0 fits, `--seconds inf` never ended."""
+    monkeypatch.setenv("COLUMNS", "400")
     results.write_part(tmp_path / "run" / "results", [row_of("a", map=0.5, macs=7)])
     names = {"FOLDER": tmp_path, "RUN": tmp_path / "run"}
     outcome = ran(["prunnet", *[str(names.get(word, word)) for word in words]])
