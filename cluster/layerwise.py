@@ -20,8 +20,9 @@ from prunnet.layerwise import Budget, Keep
 
 SAMPLERS = ("cmaes", "tpe", "random")
 REACH = 1.0
-"""Logarithms of the ratios lie in ±REACH around the start. CMA-ES begins with a step of a third, so that a look differs from the best guess by a third a layer. Steps that are much larger see only
-ruins, since a cut far from all that was trained is worth little."""
+"""Logarithms of the ratios lie in ±REACH around the start. CMA-ES begins with a step of a third, so that a look differs
+from the best guess by a third a layer. Steps that are much larger see only ruins, since a cut far from all that was
+trained is worth little."""
 
 
 @dataclass(frozen=True)

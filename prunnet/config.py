@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from prunnet.errors import ConfigError, unknown
 from prunnet.hashing import METHOD_VERSION, of_file, of_json, weights_sha_of
 from prunnet.methods import METHODS, settle
+from prunnet.seal import read_text
 
 
 def check_capacity(value: float) -> float:
@@ -367,7 +368,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"recipe {str(path)!r} is not a file; recipes that come with prunnet: sweeps/recipes/")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
     if tree is None:

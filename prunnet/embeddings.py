@@ -23,7 +23,7 @@ from prunnet.data.decode import decoded
 from prunnet.data.files import Files, ImageFiles, unreadable
 from prunnet.data.roots import SUFFIXES, Root, image_names, open_root
 from prunnet.data.transforms import Preprocessing
-from prunnet.errors import ConfigError, DataError
+from prunnet.errors import CheckpointError, ConfigError, DataError
 from prunnet.retrieval.features import Embedder
 from prunnet.retrieval.features import embed as embed_images
 from prunnet.retrieval.search import Features, search
@@ -58,8 +58,23 @@ class EmbeddingSet:
     def load(cls, folder: str | Path) -> EmbeddingSet:
         """What `save` wrote; CheckpointError for anything else."""
         path = place(folder)
-        tensors, header = load_tensors(path / FILE if path.is_dir() else path, FORMAT)
-        return cls(tensors["embeddings"].numpy(), tuple(header["names"]), header["root"], header["identity"])
+        file = path / FILE if path.is_dir() else path
+        tensors, header = load_tensors(file, FORMAT)
+        found, names, root, identity = (
+            tensors.get("embeddings"),
+            *(header.get(k) for k in ("names", "root", "identity")),
+        )
+        if (
+            found is None
+            or found.dtype != torch.float32
+            or found.dim() != 2
+            or not (
+                isinstance(names, list) and all(isinstance(name, str) for name in names) and len(names) == len(found)
+            )
+            or not (isinstance(root, str) and isinstance(identity, dict))
+        ):
+            raise CheckpointError(f"{str(file)!r} is damaged: it does not hold an embedding for each of its names")
+        return cls(found.numpy(), tuple(names), root, identity)
 
 
 def embed_folder(

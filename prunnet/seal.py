@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from prunnet.atomic import put_in_place
+from prunnet.errors import ConfigError
 
 _DIGITS = 64
 _ZEROS = b"0" * _DIGITS
@@ -72,6 +73,18 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_yaml(path: Path, text: str) -> None:
     """YAML text and its seal, as a comment, there whole or not at all."""
     _write(path, f"{text}# {BLANK}\n")
+
+
+def read_text(path: Path) -> str:
+    """The text of a recipe without its seal; ConfigError where it has a seal (`write_yaml`) and was changed since."""
+    content = path.read_bytes()
+    if whole(content) is False:
+        raise ConfigError(
+            f"{str(path)!r} is not as prunnet wrote it: its last line is a hash of the others; remove that line if the "
+            "change is yours"
+        )
+    text = content.decode("utf-8")
+    return text.rpartition("# " + _MARK.decode())[0] or text
 
 
 def _write(path: Path, text: str) -> None:

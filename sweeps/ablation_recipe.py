@@ -15,6 +15,7 @@ from prunnet.config import Recipe, apply_override, changed, explain, parse_recip
 from prunnet.errors import ConfigError
 from prunnet.experiments import Trial
 from prunnet.methods import METHODS
+from prunnet.seal import read_text
 from sweeps.run import absolute_paths
 
 Changes = dict[str, Any]
@@ -210,7 +211,7 @@ def load_ablation(path: str | Path, overrides: Iterable[str] = ()) -> Ablation:
     if not path.is_file():
         raise ConfigError(f"recipe {str(path)!r} is not a file; recipes that come with prunnet: sweeps/recipes/")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.safe_load(read_text(path))
         return Ablation(AblationFile.model_validate(tree), overrides)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None

@@ -44,6 +44,7 @@ from prunnet.evaluation import FeaturesUnit, Plan
 from prunnet.families import Family, finished, fitting, make_net, stages
 from prunnet.latency import measure
 from prunnet.plan import Units, allocation_of, evaluation_plan, network_arrays, plan_units
+from prunnet.seal import read_text
 from prunnet.subnetworks import subnetwork
 from prunnet.training import steps_per_epoch
 from sweeps.run import Run, absolute_paths, git_commit, one_line_errors, open_run
@@ -209,7 +210,7 @@ def draw(run: Run, console: Console) -> None:
             frame,
             title=f"Capacity sweep {manifest['name']}",
             command=f"python sweeps/capacity.py --recipe {run.recipe}",
-            recipe=run.recipe.read_text(encoding="utf-8"),
+            recipe=read_text(run.recipe),
             failures=failures,
             **{name: manifest[name] for name in ("kept", "history", "conflicts") if name in manifest},
         )

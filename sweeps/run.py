@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import subprocess
 import sys
@@ -19,10 +18,10 @@ from ray.exceptions import RayError
 from rich.console import Console
 
 from cluster.session import in_submitted_job
-from prunnet.atomic import write_text
 from prunnet.config import Recipe
 from prunnet.errors import ConfigError, PrunnetError, one_line
 from prunnet.hashing import of_json
+from prunnet.seal import read_json, write_json, write_yaml
 from prunnet.storage import is_url, place, remove
 
 
@@ -55,17 +54,17 @@ class Run:
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Keeps the recipe beside its results."""
-        write_text(self.recipe, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        write_yaml(self.recipe, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Which unit keys the last sweep used, and what failed."""
-        write_text(self.folder / "manifest.json", json.dumps(manifest, indent=1))
+        write_json(self.folder / "manifest.json", manifest)
 
     def manifest(self) -> dict[str, Any]:
         """The last sweep's; ConfigError where the folder holds none."""
         path = self.folder / "manifest.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return read_json(path)
         except (OSError, ValueError):
             raise ConfigError(f"{str(path)!r} is not there or torn: no finished sweep in this folder") from None
 

@@ -15,6 +15,7 @@ from analysis.quantities import Quantity
 from prunnet import hashing
 from prunnet.config import Capacity, Recipe, apply_override, changed, explain, parse_recipe
 from prunnet.errors import ConfigError
+from prunnet.seal import read_text
 from sweeps.run import absolute_paths
 
 Changes = dict[str, Any]
@@ -399,7 +400,7 @@ def load_search(path: str | Path, overrides: Iterable[str] = ()) -> Search:
     if not path.is_file():
         raise ConfigError(f"recipe {str(path)!r} is not a file; recipes that come with prunnet: sweeps/recipes/")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.safe_load(read_text(path))
         return Search(SearchFile.model_validate(tree), overrides)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
