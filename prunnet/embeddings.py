@@ -60,20 +60,13 @@ class EmbeddingSet:
         path = place(folder)
         file = path / FILE if path.is_dir() else path
         tensors, header = load_tensors(file, FORMAT)
-        found, names, root, identity = (
-            tensors.get("embeddings"),
-            *(header.get(k) for k in ("names", "root", "identity")),
-        )
-        if (
-            found is None
-            or found.dtype != torch.float32
-            or found.dim() != 2
-            or not (
-                isinstance(names, list) and all(isinstance(name, str) for name in names) and len(names) == len(found)
-            )
-            or not (isinstance(root, str) and isinstance(identity, dict))
-        ):
-            raise CheckpointError(f"{str(file)!r} is damaged: it does not hold an embedding for each of its names")
+        found, names = tensors.get("embeddings"), header.get("names")
+        root, identity = header.get("root"), header.get("identity")
+        # Of a file of before there were hashes.
+        if not isinstance(names, list) or not isinstance(root, str) or not isinstance(identity, dict):
+            raise CheckpointError(f"{str(file)!r} is damaged: its header does not say what was embedded")
+        if found is None or found.dtype != torch.float32 or found.dim() != 2 or len(found) != len(names):
+            raise CheckpointError(f"{str(file)!r} is damaged: it does not hold one embedding for each of its names")
         return cls(found.numpy(), tuple(names), root, identity)
 
 

@@ -159,8 +159,8 @@ def _heads(file: Path) -> list[list[int]]:
 
 
 def read(root: str | Path) -> Listing:
-    """The listing of a finished store; DataError for one that was never finished, is damaged or of another version. Images
-    are checked one by one as they are read."""
+    """The listing of a finished store; DataError for one that was never finished, is damaged or of another version.
+    Images are checked one by one as they are read."""
     path = Path(root).expanduser()
     manifest = _manifest(path)
     if wrong := _damaged_lists(path, manifest):
