@@ -63,6 +63,7 @@ UNREAD = {
     "sweeps.layerwise:conclude": "layerwise.json, for other programs: made anew by the same command",
     "cluster.search:note_error": "what a process died of, shown to people",
     "analysis.devices:main": "a figure",
+    "analysis.plots:rendered": "figures, in memory",
     "analysis.comparison:write": "a document",
     "prunnet.latency:_peak": "a network for a process of this moment, in a folder of its own",
     "prunnet.data.packed:_held": "a lock, empty",
@@ -72,8 +73,6 @@ HELPERS = (
     "prunnet.atomic:write_text",
     "prunnet.atomic:write_bytes",
     "prunnet.seal:_write",
-    "prunnet.seal:write_json",
-    "prunnet.seal:write_yaml",
     "prunnet.seal:close",
     "prunnet.seal:close_tensors",
     "prunnet.checkpoint:save_tensors",
@@ -308,7 +307,7 @@ KINDS = (
             f"features: {file}",
             functools.partial(write_features, file=file),
             read_features,
-            ("prunnet.retrieval.features:make_features",),
+            ("prunnet.retrieval.features:make_features", "prunnet.retrieval.features:embed"),
             flips=60,
         )
         for file in ("identity.json", "queries.npy", "gallery.npy")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import pickle
 import re
@@ -18,14 +19,14 @@ from optuna.trial import TrialState
 from typer.testing import CliRunner
 
 from cluster.layerwise import REACH, group, sampler
-from prunnet import data
+from prunnet import data, results
 from prunnet.config import DataConfig
-from prunnet.errors import CheckpointError
+from prunnet.errors import CheckpointError, ResultsError
 from prunnet.export import export, identity, open_export
 from prunnet.subnetworks import subnetwork
 from sweeps.cli import app
 from sweeps.study import journal
-from tests.conftest import image_folder, tiny_net
+from tests.conftest import REPOSITORY, image_folder, tiny_net
 
 
 class Touch:
@@ -148,3 +149,63 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(tmp_path: Path) -> 
     whole, resumed = looked_at(tmp_path / "a", 40), looked_at(tmp_path / "b", 40)
     assert points(whole) == points(resumed)
     assert whole.best_value > -0.01
+
+
+# --- the source ---------------------------------------------------------------------------------------------------
+
+RUNS = re.compile(
+    r"(?:^|\.)(?:pickle|cPickle|_pickle|dill|cloudpickle|joblib|marshal|shelve)\.(?:load|loads|open|Unpickler)$"
+    r"|^torch\.(?:load|export\.load|jit\.load|hub\.load)$|^yaml\.(?!safe_)\w*load\w*$|^(?:eval|exec|__import__)$"
+    r"|^onnx\.load$|^np\.load$|^numpy\.load$|\.extractall$|^read_pickle$|pd\.read_pickle$"
+)
+PLACES = {
+    "prunnet/data/pickles.py": {"pickle.Unpickler"},  # a subclass that refuses every name but those of data
+    "prunnet/export.py": {"torch.export.load", "onnx.load", "__import__"},  # the first only where its maker is trusted
+    "prunnet/latency.py": {"torch.load"},  # in a text: a process that is fed with a file of a moment ago
+}
+
+
+def loaders(text: str) -> set[str]:
+    """What a module calls, or subclasses, that may run what it reads; programs in its texts count, too."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "import sys" in node.value:
+            found |= loaders(node.value)
+        names = [node.func] if isinstance(node, ast.Call) else node.bases if isinstance(node, ast.ClassDef) else []
+        for name in names:
+            refused = isinstance(node, ast.Call) and any(
+                word.arg == "allow_pickle" and getattr(word.value, "value", None) is False for word in node.keywords
+            )
+            if RUNS.search(ast.unparse(name)) and not refused:
+                found.add(ast.unparse(name))
+    return found
+
+
+def test_nothing_that_may_run_a_file_is_called_but_in_the_places_that_are_listed() -> None:
+    """Issue 15, number 3: a new reader of that kind is refused here, and the list in docs/SECURITY.md is whole."""
+    found = {}
+    for package in ("prunnet", "cluster", "sweeps", "analysis"):
+        for path in (REPOSITORY / package).rglob("*.py"):
+            if names := loaders(path.read_text(encoding="utf-8")):
+                found[str(path.relative_to(REPOSITORY))] = names
+    assert found == PLACES
+    page = (REPOSITORY / "docs" / "SECURITY.md").read_text(encoding="utf-8")
+    assert [path for path in PLACES if path not in page] == []
+
+
+def test_a_part_of_pickled_objects_is_refused_before_they_are_looked_at(tmp_path: Path) -> None:
+    """Issue 15, number 3: Ray Data registers an Arrow type whose values are pickles; ray.train imports it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray
+
+    mark = tmp_path / "it ran"
+    evil = ArrowPythonObjectArray.from_objects([Touch(mark)])
+    columns = {field.name: pa.nulls(1, field.type) for field in results.SCHEMA} | {"map": evil}
+    (tmp_path / "results").mkdir()
+    pq.write_table(pa.table(columns), tmp_path / "results" / "part-00.parquet")
+    with pytest.raises(ResultsError, match="has another schema"):
+        results.read(tmp_path / "results")
+    assert not mark.exists()
+    evil[0].as_py()  # the attack is real
+    assert mark.exists()
