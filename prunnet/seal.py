@@ -83,8 +83,8 @@ def read_text(path: Path) -> str:
     start = f"{_COMMENT}{_MARK.decode()}".encode()
     if start.startswith(content) or (content.startswith(start) and not whole(content)):
         raise ConfigError(
-            f"{str(path)!r} is empty, or not as prunnet wrote it: its first line is a hash of the others; if the change is "
-            "yours, remove that line"
+            f"{str(path)!r} is empty, or not as prunnet wrote it: its first line is a hash of the others; if the "
+            "change is yours, remove that line"
         )
     text = content.decode("utf-8")
     return text.partition("\n")[2] if content.startswith(start) else text
