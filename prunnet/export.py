@@ -278,12 +278,13 @@ def _quantised(model: Any) -> Any:
 def _read_onnx(path: Path) -> Exported:
     onnx, runtime = _onnx("onnx"), _onnx("onnxruntime")
     content = path.read_bytes()
+    whole = _whole(path, content)
     try:
         model = onnx.load_model_from_string(content)  # not from the path: no other file is read
         stamped = {entry.key: entry.value for entry in model.metadata_props}.get(_KEY)
     except Exception as error:  # protobuf's own kinds of errors
         raise CheckpointError(f"{str(path)!r} is not a whole ONNX file ({one_line(error)[:80]})") from None
-    said = _checked(path, stamped, seal.whole(content), lambda: _onnx_content(model))
+    said = _checked(path, stamped, whole, lambda: _onnx_content(model))
     external = onnx.TensorProto.EXTERNAL
     if any(isinstance(m, onnx.TensorProto) and m.data_location == external for m in _messages(model)):
         raise CheckpointError(f"{str(path)!r} keeps weights in other files, which no export of prunnet's does")
@@ -335,9 +336,7 @@ def _write_program(cut: Subnetwork, path: Path, said: dict[str, Any]) -> None:
 def _read_program(path: Path) -> Exported:
     """Of a file whose maker is trusted. Damage is looked for before anything of the file is run."""
     extra = {_JSON: ""}
-    whole = seal.whole(path.read_bytes())
-    if whole is False:
-        raise CheckpointError(f"{str(path)!r} is damaged: its bytes do not have the hash that it carries")
+    whole = _whole(path, path.read_bytes())
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
@@ -364,11 +363,19 @@ def _program_content(program: Any) -> str:
 # --- all --------------------------------------------------------------------------------------------------------
 
 
-def _checked(path: Path, stamped: str | None, whole: bool | None, content: Callable[[], str]) -> dict[str, Any]:
+def _whole(path: Path, content: bytes) -> bool:
+    """Whether a file is as it was written; False: it carries no hash. CheckpointError where it is damaged."""
+    whole = seal.whole(content)
+    if whole is False:
+        raise CheckpointError(f"{str(path)!r} is damaged: its bytes do not have the hash that it carries")
+    return whole is True
+
+
+def _checked(path: Path, stamped: str | None, whole: bool, content: Callable[[], str]) -> dict[str, Any]:
     """The identity that a file carries.
 
     Args:
-        whole: what `seal.whole` says of the file.
+        whole: whether the file has the hash that it carries.
         content: hash of what it holds, which a file of before there were seals names in its identity.
     """
     if not stamped:
@@ -376,7 +383,7 @@ def _checked(path: Path, stamped: str | None, whole: bool | None, content: Calla
     try:
         said = json.loads(stamped)
         said.pop("seal", None)
-        if whole is None:
+        if not whole:
             whole = said.pop("content") == content()
     except (ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{str(path)!r} is damaged: its identity cannot be read") from None

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from prunnet import seal
 from prunnet.atomic import check_output as check_output
 from prunnet.atomic import put_in_place
 from prunnet.errors import ConfigError, ResultsError
@@ -98,8 +99,8 @@ def write_part(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     if path.exists():
         return path
     with put_in_place(path) as temporary:
-        pq.write_table(table, temporary)
-        if not pq.read_table(temporary).equals(table):
+        _write(table, temporary)
+        if not _read_part(temporary).equals(table):
             raise ResultsError(f"{str(path)!r}: what was read back is not what was written; is the disk whole?")
     return path
 
@@ -147,11 +148,23 @@ def _parts(folder: Path) -> Iterator[pa.Table]:
         yield _read_part(path)
 
 
+def _write(table: pa.Table, path: Path, compression: str = "snappy") -> None:
+    """Parquet with a checksum a page, and a hash of the whole file in its metadata (`prunnet.seal`)."""
+    with pq.ParquetWriter(path, table.schema, compression=compression, write_page_checksum=True) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({"prunnet": seal.BLANK})
+    seal.close(path)
+
+
 def _read_part(path: Path) -> pa.Table:
     try:
-        with path.open("rb") as file:
-            table = pq.read_table(file)
-    except (pa.ArrowInvalid, OSError) as error:
+        content = path.read_bytes()
+        if seal.whole(content) is False:
+            raise ValueError("its bytes do not have the hash that it carries")
+        table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+        table.validate(full=True)
+    # Of a damaged file without a hash, Arrow believes sizes and finds names that are no text.
+    except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
         reason = shown(" ".join(str(error).split()))[:120]
         raise ResultsError(
             f"torn part {path.name!r} in {str(path.parent)!r}: {reason}; remove it and run again"
@@ -192,7 +205,7 @@ def pack(folder: str | Path, path: str | Path) -> int:
     """
     table, path = read(folder).sort_by([("trial_id", "ascending"), ("unit_key", "ascending")]), place(path)
     with put_in_place(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        _write(table, temporary, compression="zstd")
     return len(table)
 
 

@@ -1,9 +1,9 @@
 """Hashes inside files: a flipped bit, wherever it is, is found when the file is read.
 
 A sealed file holds `prunnet-seal:` and 64 hex digits, the SHA-256 of all of its bytes with those digits as zeros. Each
-format has a place for them: the metadata of Parquet and ONNX, the comment of a zip, the last line of YAML, a key of
-JSON. A safetensors file holds two hashes at the start of its header, one of the header and one of the tensors, so that
-a header can be trusted without reading the tensors.
+format has a place for them: the metadata of Parquet and ONNX, the comment of a zip, the first line of YAML, a key of
+JSON. A safetensors file holds two hashes at the start of its header, one of the header and one of the tensors: a header
+can be checked without reading the tensors.
 
 A seal tells damage, not malice: whoever can write the file can seal it. Files of before there were seals have none.
 """
@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from prunnet.atomic import put_in_place
+from prunnet.errors import ConfigError
 
 _DIGITS = 64
 _ZEROS = b"0" * _DIGITS
 _MARK = b"prunnet-seal:"
+_COMMENT = "# "
 BLANK = (_MARK + _ZEROS).decode()
 """What a writer puts into a file for `close` to fill in."""
 
@@ -70,8 +72,22 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_yaml(path: Path, text: str) -> None:
-    """YAML text and its seal, as a comment, there whole or not at all."""
-    _write(path, f"{text}# {BLANK}\n")
+    """YAML text below its seal, there whole or not at all. The seal comes first: no part of the file passes for all of
+    it."""
+    _write(path, f"{_COMMENT}{BLANK}\n{text}")
+
+
+def read_text(path: Path) -> str:
+    """The text of a recipe without its seal; ConfigError where it has one (`write_yaml`) and was changed since."""
+    content = path.read_bytes()
+    start = f"{_COMMENT}{_MARK.decode()}".encode()
+    if start.startswith(content) or (content.startswith(start) and not whole(content)):
+        raise ConfigError(
+            f"{str(path)!r} is empty, or not as prunnet wrote it: its first line is a hash of the others; if the "
+            "change is yours, remove that line"
+        )
+    text = content.decode("utf-8")
+    return text.partition("\n")[2] if content.startswith(start) else text
 
 
 def _write(path: Path, text: str) -> None:

@@ -21,6 +21,7 @@ from yaml.resolver import Resolver
 from yaml.scanner import Scanner
 
 from prunnet.errors import ConfigError, echo
+from prunnet.seal import read_text
 
 MAX_BYTES = 2**20
 """Of a recipe; those that come with prunnet have a few thousand."""
@@ -44,7 +45,7 @@ def read_yaml(path: str | Path) -> Any:
     if (size := path.stat().st_size) > MAX_BYTES:
         raise ConfigError(f"recipe {echo(str(path))} has {size:,} bytes; valid: up to {MAX_BYTES:,}")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_text(path).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise ConfigError(f"recipe {echo(str(path))} is not YAML: not UTF-8 at byte {error.start}") from None
     return parse_yaml(text, f"recipe {echo(str(path))}")

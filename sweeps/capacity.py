@@ -42,6 +42,7 @@ from prunnet.evaluation import FeaturesUnit, Plan
 from prunnet.families import Family, finished, fitting, make_net, stages
 from prunnet.latency import measure
 from prunnet.plan import Units, allocation_of, evaluation_plan, network_arrays, plan_units
+from prunnet.seal import read_text
 from prunnet.storage import shown
 from prunnet.subnetworks import subnetwork
 from prunnet.training import steps_per_epoch
@@ -208,7 +209,7 @@ def draw(run: Run, console: Console, *, raw_csv: bool = False) -> None:
             frame,
             title=f"Capacity sweep {manifest['name']}",
             command=f"python sweeps/capacity.py --recipe {shown(run.recipe)}",
-            recipe=shown(run.recipe.read_text(encoding="utf-8")),
+            recipe=shown(read_text(run.recipe)),
             raw_csv=raw_csv,
             failures=failures,
             **{name: manifest[name] for name in ("kept", "history", "conflicts") if name in manifest},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import subprocess
 import sys
@@ -14,14 +13,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel
 
 from cluster.ending import Stopped, end, family, stoppable
 from cluster.session import in_submitted_job
-from prunnet.atomic import write_text
 from prunnet.config import Recipe
 from prunnet.errors import ConfigError, from_outside, told
 from prunnet.hashing import of_json
+from prunnet.seal import read_json, write_json, write_yaml
 from prunnet.storage import is_url, lock_file, place, private_folder, shown
 from sweeps.printing import Console, any_encoding, silence
 from sweeps.run_folder import LOCK, check_folder, clear, mark_folder, note_of
@@ -56,18 +55,18 @@ class Run:
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Keeps the recipe beside its results, without the credentials of its URLs."""
-        write_text(self.recipe, yaml.safe_dump(shown(recipe.model_dump(mode="json")), sort_keys=False))
+        write_yaml(self.recipe, yaml.safe_dump(shown(recipe.model_dump(mode="json")), sort_keys=False))
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Which unit keys the last sweep used, and what failed."""
-        write_text(self.folder / "manifest.json", json.dumps(shown(manifest), indent=1))
+        write_json(self.folder / "manifest.json", shown(manifest))
 
     def manifest(self) -> dict[str, Any]:
         """The last sweep's; ConfigError where the folder holds none."""
         path = self.folder / "manifest.json"
         try:
-            return Manifest.model_validate_json(path.read_bytes()).model_dump(exclude_unset=True)
-        except (OSError, ValidationError):
+            return Manifest.model_validate(read_json(path)).model_dump(exclude_unset=True)
+        except (OSError, ValueError):
             raise ConfigError(f"{str(path)!r} is not there or torn: no finished sweep in this folder") from None
 
 

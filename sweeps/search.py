@@ -42,6 +42,7 @@ from prunnet.atomic import write_bytes, write_text
 from prunnet.errors import ConfigError
 from prunnet.experiments import Trial
 from prunnet.probe import ProbeConfig, spread
+from prunnet.seal import read_json, write_json, write_yaml
 from prunnet.storage import remove, shown
 from sweeps.capacity import open_data
 from sweeps.printing import Console
@@ -167,9 +168,9 @@ def conclude(asked: Search, run_folder: Run, study: optuna.Study, baseline: list
     clear(folder, FRONT)
     for place, record in enumerate(chosen):
         text = recipe_text(asked, record)
-        write_text(folder / "front" / f"trial-{record.number:04d}.yaml", text)
+        write_yaml(folder / "front" / f"trial-{record.number:04d}.yaml", text)
         if place == 0:
-            write_text(folder / "best.yaml", text)
+            write_yaml(folder / "best.yaml", text)
     costs = [r.values[q.label] for r in records if r.values for q in objectives if not q.higher]
     findings = found.Findings(
         name=asked.file.name,
@@ -180,7 +181,7 @@ def conclude(asked: Search, run_folder: Run, study: optuna.Study, baseline: list
         baseline=baseline_values(asked, baseline),
         best=recipe_text(asked, chosen[0]) if chosen else "",
     )
-    write_text(folder / "search.json", findings.to_json())
+    keep_findings(findings, folder)
     draw(folder, console)
     return 1 if any(record.state == "failed" for record in records) else 0
 
@@ -202,13 +203,23 @@ def baseline_values(asked: Search, baseline: list[Row]) -> dict[str, float] | No
     return measure(baseline, asked.file.objectives, (), dense_self_test(baseline))[0]
 
 
-def draw(folder: Path, console: Console) -> None:
-    """Table, figure and page of what `search.json` in a search's folder tells."""
+def keep_findings(findings: found.Findings, folder: Path) -> None:
+    """Writes `search.json`, from which table, figure and page are drawn."""
+    write_json(folder / "search.json", json.loads(findings.to_json()))
+
+
+def kept_findings(folder: Path) -> found.Findings:
+    """What `keep_findings` wrote; ConfigError where there is nothing or it is damaged."""
     path = folder / "search.json"
     try:
-        findings = found.Findings.from_json(path.read_bytes())
-    except (OSError, ValueError):
+        return found.Findings.from_json(json.dumps(read_json(path)))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         raise ConfigError(f"{str(path)!r} is not there or torn: no finished search in this folder") from None
+
+
+def draw(folder: Path, console: Console) -> None:
+    """Table, figure and page of what `search.json` in a search's folder tells."""
+    findings = kept_findings(folder)
     show(findings, console)
     if any(record.state == "complete" for record in findings.records):
         for name, content in plots.rendered(search_plots.figure(findings), "png", "svg").items():

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import warnings
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -49,16 +53,76 @@ def quiet_optuna() -> None:
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
+class HashedJournal(JournalFileBackend):
+    """Optuna's journal file with a hash of itself in every line. Lines of before there were hashes come first, if at
+    all."""
+
+    HASH = "sha256"
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        super().append_logs([{**log, self.HASH: _hash(log)} for log in logs])
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        for log in super().read_logs(log_number_from):
+            yield {key: value for key, value in log.items() if key != self.HASH}
+
+
+def _hash(log: dict[str, Any]) -> str:
+    plain = json.loads(json.dumps(log))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:32]
+
+
 def journal(path: Path) -> JournalStorage:
     """A journal file. What a killed writer left of it is mended: its lock, and a last line without an end. The caller
-    holds the run's folder, so nobody else writes."""
+    holds the run's folder, so nobody else writes.
+
+    Raises ConfigError, with the line, for a damaged one.
+    """
     path.with_name(path.name + ".lock").unlink(missing_ok=True)
     if path.exists():
-        content = path.read_bytes()
-        if not content.endswith(b"\n"):
-            with path.open("r+b") as file:
-                file.truncate(content.rfind(b"\n") + 1)
-    return JournalStorage(JournalFileBackend(str(path)))
+        _check_lines(path)
+    try:
+        return JournalStorage(HashedJournal(str(path)))
+    except OSError:
+        raise
+    except Exception as error:  # lines of before there were hashes are replayed unseen
+        raise ConfigError(
+            f"journal {str(path)!r} is damaged ({one_line(error)[:200]}); remove it to start over"
+        ) from None
+
+
+def _check_lines(path: Path) -> None:
+    """Drops a last line without an end; ConfigError for any other line that is not as it was written."""
+    content = path.read_bytes()
+    *lines, last = content.split(b"\n")
+    hashed = False
+    for number, line in enumerate(lines, start=1):
+        log = _log(line)
+        if log is None or (hashed and HashedJournal.HASH not in log):
+            raise ConfigError(
+                f"line {number} of journal {str(path)!r} is damaged; remove that line to go on without what it tells, "
+                "or the file to start over"
+            )
+        hashed = HashedJournal.HASH in log
+    if last:
+        whole = _log(last[:-1])  # all of it is there but its end
+        end = b"\n" if whole is not None and HashedJournal.HASH in whole else b""
+        with path.open("r+b") as file:
+            file.truncate(len(content) - (1 if end else len(last)))
+            file.seek(0, os.SEEK_END)
+            file.write(end)
+
+
+def _log(line: bytes) -> dict[str, Any] | None:
+    """An entry of a journal with its hash, if it has one; None for a damaged one."""
+    try:
+        log = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(log, dict) or "op_code" not in log:
+        return None
+    told = {key: value for key, value in log.items() if key != HashedJournal.HASH}
+    return log if log.get(HashedJournal.HASH, _hash(told)) == _hash(told) else None
 
 
 def database(url: str) -> BaseStorage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import pickle
 import re
@@ -14,17 +15,18 @@ from typing import Any
 import optuna
 import pytest
 import torch
+from optuna.trial import TrialState
 from typer.testing import CliRunner
 
 from cluster.layerwise import REACH, group, sampler
-from prunnet import data
+from prunnet import data, results
 from prunnet.config import DataConfig
-from prunnet.errors import CheckpointError
+from prunnet.errors import CheckpointError, ResultsError
 from prunnet.export import export, identity, open_export
 from prunnet.subnetworks import subnetwork
 from sweeps.cli import app
 from sweeps.study import journal
-from tests.conftest import image_folder, tiny_net
+from tests.conftest import REPOSITORY, image_folder, tiny_net
 
 
 class Touch:
@@ -108,15 +110,18 @@ def test_an_onnx_file_that_reads_other_files_is_refused(tmp_path: Path) -> None:
 # --- studies of Optuna ------------------------------------------------------------------------------------------
 
 
-def looked_at(path: Path, looks: int) -> optuna.Study:
-    """So many looks of a CMA-ES search over three groups, in a journal that may have some already."""
+def looked_at(path: Path, looks: int, more: dict[str, str] | None = None) -> optuna.Study:
+    """So many looks of a CMA-ES search over three groups, in a journal that may have some already; with attributes as
+    Optuna's own sampler writes them, where `more` has any."""
     study = optuna.create_study(
         storage=journal(path), study_name="s", sampler=sampler("cmaes", 0, 3), direction="maximize", load_if_exists=True
     )
     study.enqueue_trial({group(place): 0.0 for place in range(3)}, skip_if_exists=True)
-    for _ in range(looks - len(study.get_trials())):
+    for _ in range(looks - len(study.get_trials(states=(TrialState.COMPLETE,)))):
         trial = study.ask()
         values = [trial.suggest_float(group(place), -REACH, REACH) for place in range(3)]
+        for key, text in (more or {}).items():
+            study._storage.set_trial_system_attr(trial._trial_id, key, text)
         study.tell(trial, -sum((value - 0.4) ** 2 for value in values))
     return study
 
@@ -128,20 +133,14 @@ def points(study: optuna.Study) -> list[dict[str, float]]:
 def test_a_resumed_search_unpickles_nothing_of_its_journal(tmp_path: Path) -> None:
     """Issue 15, A2: Optuna's CMA-ES keeps a pickle in the journal, and unpickles what stands there on resume."""
     path, mark = tmp_path / "0.2.journal", tmp_path / "it ran"
-    begun = looked_at(path, 20)
-    for trial in begun.get_trials()[1:]:
-        evil = pickle.dumps(Touch(mark)).hex()
-        begun._storage._backend.append_logs(  # what Optuna's own sampler would have written, and an attacker can
-            [{"op_code": 9, "worker_id": "x", "trial_id": trial._trial_id, "system_attr": {"cma:optimizer:0": evil}}]
-        )
+    looked_at(path, 20, {"cma:optimizer:0": pickle.dumps(Touch(mark)).hex()})
     resumed = looked_at(path, 30)
     assert "cma:optimizer:0" in resumed.get_trials()[5].system_attrs
     assert len(resumed.get_trials()) == 30
     assert not mark.exists()
     # The attack is real: Optuna's own sampler runs it.
     resumed.sampler = optuna.samplers.CmaEsSampler(seed=0)
-    with pytest.raises(AttributeError):
-        resumed.ask().suggest_float(group(0), -REACH, REACH)
+    resumed.ask().suggest_float(group(0), -REACH, REACH)
     assert mark.exists()
 
 
@@ -150,3 +149,63 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(tmp_path: Path) -> 
     whole, resumed = looked_at(tmp_path / "a", 40), looked_at(tmp_path / "b", 40)
     assert points(whole) == points(resumed)
     assert whole.best_value > -0.01
+
+
+# --- the source ---------------------------------------------------------------------------------------------------
+
+RUNS = re.compile(
+    r"(?:^|\.)(?:pickle|cPickle|_pickle|dill|cloudpickle|joblib|marshal|shelve)\.(?:load|loads|open|Unpickler)$"
+    r"|^torch\.(?:load|export\.load|jit\.load|hub\.load)$|^yaml\.(?!safe_)\w*load\w*$|^(?:eval|exec|__import__)$"
+    r"|^onnx\.load$|^np\.load$|^numpy\.load$|\.extractall$|^read_pickle$|pd\.read_pickle$"
+)
+PLACES = {
+    "prunnet/data/pickles.py": {"pickle.Unpickler"},  # a subclass that refuses every name but those of data
+    "prunnet/export.py": {"torch.export.load", "onnx.load", "__import__"},  # the first only where its maker is trusted
+    "prunnet/latency.py": {"torch.load"},  # in a text: a process that is fed with a file of a moment ago
+}
+
+
+def loaders(text: str) -> set[str]:
+    """What a module calls, or subclasses, that may run what it reads; programs in its texts count, too."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "import sys" in node.value:
+            found |= loaders(node.value)
+        names = [node.func] if isinstance(node, ast.Call) else node.bases if isinstance(node, ast.ClassDef) else []
+        for name in names:
+            refused = isinstance(node, ast.Call) and any(
+                word.arg == "allow_pickle" and getattr(word.value, "value", None) is False for word in node.keywords
+            )
+            if RUNS.search(ast.unparse(name)) and not refused:
+                found.add(ast.unparse(name))
+    return found
+
+
+def test_nothing_that_may_run_a_file_is_called_but_in_the_places_that_are_listed() -> None:
+    """Issue 15, number 3: a new reader of that kind is refused here, and the list in docs/SECURITY.md is whole."""
+    found = {}
+    for package in ("prunnet", "cluster", "sweeps", "analysis"):
+        for path in (REPOSITORY / package).rglob("*.py"):
+            if names := loaders(path.read_text(encoding="utf-8")):
+                found[str(path.relative_to(REPOSITORY))] = names
+    assert found == PLACES
+    page = (REPOSITORY / "docs" / "SECURITY.md").read_text(encoding="utf-8")
+    assert [path for path in PLACES if path not in page] == []
+
+
+def test_a_part_of_pickled_objects_is_refused_before_they_are_looked_at(tmp_path: Path) -> None:
+    """Issue 15, number 3: Ray Data registers an Arrow type whose values are pickles; ray.train imports it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray
+
+    mark = tmp_path / "it ran"
+    evil = ArrowPythonObjectArray.from_objects([Touch(mark)])
+    columns = {field.name: pa.nulls(1, field.type) for field in results.SCHEMA} | {"map": evil}
+    (tmp_path / "results").mkdir()
+    pq.write_table(pa.table(columns), tmp_path / "results" / "part-00.parquet")
+    with pytest.raises(ResultsError, match="has another schema"):
+        results.read(tmp_path / "results")
+    assert not mark.exists()
+    evil[0].as_py()  # the attack is real
+    assert mark.exists()

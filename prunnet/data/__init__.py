@@ -87,7 +87,6 @@ def whole(config: DataConfig) -> Listing:
     if config.root and storage.is_url(config.root):
         config = config.model_copy(update={"root": _copied(config.root)})
     if config.root and packed.is_store(config.root):
-        packed.check_lists(config.root)
         found = packed.read(config.root)
         if found.name != config.name:
             raise DataError(f"data.root={config.root!r} is a packed store of {found.name!r}, not {config.name!r}")

@@ -5,7 +5,8 @@
     manifest.json           what belongs together, with a hash of each file; written last: without it there is no store
 
 Opening one costs the same for a thousand images as for a million. Every image is checked against its checksum when it
-is read; `verify` looks at every byte.
+is read, and what stands before the images of a batch (names, checksums, where each begins) before Arrow believes it;
+`verify` looks at every byte.
 """
 
 from __future__ import annotations
@@ -32,13 +33,15 @@ from prunnet.data.base import IntArray
 from prunnet.data.decode import size_of
 from prunnet.data.listing import Groups, Listing, Part, Split
 from prunnet.data.names import packed_names, unpacked_name, unpacked_names
-from prunnet.errors import DataError, echo
+from prunnet.errors import DataError, echo, one_line
 from prunnet.hashing import of_file
 from prunnet.storage import lock_file
 
 VERSION = 1
 MANIFEST = "manifest.json"
 ROWS, BATCH = 4096, 64
+_MAGIC = 8
+"""Bytes of an Arrow file before its schema."""
 _SHARD = pa.schema(
     [
         ("name", pa.large_string()),
@@ -65,7 +68,7 @@ class Store:
 
     path: str
     shards: tuple[Mapping[str, Any], ...] = field(repr=False)
-    """File, rows and sha256 of each."""
+    """File, rows, sha256 and `heads` of each: start, length and CRC-32 of what stands before each batch's images."""
 
     @property
     def where(self) -> str:
@@ -91,12 +94,14 @@ class Store:
         return hashing.of_json([[shard["sha256"] for shard in self.shards], hashing.of_arrays({"rows": rows})])
 
     def _at(self, row: int) -> tuple[_Batch, int]:
-        shard, within = divmod(row, ROWS)
+        number, within = divmod(row, ROWS)
+        shard, batch = self.shards[number], within // BATCH
         try:
-            return _batch(os.getpid(), self.path, self.shards[shard]["file"], within // BATCH), within % BATCH
-        except (pa.ArrowException, OSError, IndexError, ValueError) as error:
-            file = str(Path(self.path) / self.shards[shard]["file"])
-            raise DataError(f"{file!r} cannot be read ({type(error).__name__}); pack the data set again") from None
+            head = tuple(shard["heads"][batch]) if "heads" in shard else None
+            return _batch(os.getpid(), self.path, shard["file"], batch, head), within % BATCH
+        except (pa.ArrowException, OSError, IndexError, ValueError, MemoryError) as error:
+            file = str(Path(self.path) / shard["file"])
+            raise DataError(f"{file!r} cannot be read ({one_line(error)[:150]}); pack the data set again") from None
 
 
 @dataclass(frozen=True)
@@ -116,22 +121,53 @@ class _Batch:
 
 
 @lru_cache(maxsize=512)
-def _mapped(pid: int, path: str, file: str) -> pa.ipc.RecordBatchFileReader:
-    return pa.ipc.open_file(pa.memory_map(str(Path(path) / file)))
+def _mapped(pid: int, path: str, file: str) -> pa.Buffer:
+    return pa.memory_map(str(Path(path) / file)).read_buffer()
 
 
 @lru_cache(maxsize=256)
-def _batch(pid: int, path: str, file: str, number: int) -> _Batch:
-    batch = _mapped(pid, path, file).get_batch(number)
+def _batch(pid: int, path: str, file: str, number: int, head: tuple[int, int, int] | None) -> _Batch:
+    mapped = _mapped(pid, path, file)
+    if head is None:  # a store of before there were heads: Arrow would read wherever a damaged one points to
+        batch = pa.ipc.open_file(mapped).get_batch(number)
+        batch.validate(full=True)
+    else:
+        start, length, checksum = head
+        if zlib.crc32(memoryview(mapped)[start : start + length]) != checksum:
+            raise ValueError(f"batch {number} does not have its checksum")
+        message = pa.ipc.read_message(pa.BufferReader(mapped.slice(start)))
+        batch = pa.ipc.read_record_batch(message, _SHARD)
+    if batch.schema != _SHARD:
+        raise ValueError("its columns are not those of a shard")
     _, bounds, data = batch["image"].buffers()
     starts = np.frombuffer(bounds, np.int64, len(batch) + 1)
     return _Batch(batch["name"], memoryview(data or b"").toreadonly(), starts.tolist(), batch["crc32"].to_pylist())
 
 
+def _heads(file: Path) -> list[list[int]]:
+    """Of each batch of a shard: where it starts, how far it is to its images, and the checksum of that."""
+    found = []
+    mapped = pa.memory_map(str(file)).read_buffer()
+    source = pa.BufferReader(mapped)
+    source.seek(_MAGIC)
+    schema = pa.ipc.read_schema(source)
+    for _ in range(pa.ipc.open_file(mapped).num_record_batches):
+        start = source.tell()
+        batch = pa.ipc.read_record_batch(pa.ipc.read_message(source), schema)
+        images = batch["image"].buffers()[2]
+        end = images.address - mapped.address if images is not None and images.size else source.tell()
+        length = end - start
+        found.append([start, length, zlib.crc32(memoryview(mapped)[start : start + length])])
+    return found
+
+
 def read(root: str | Path) -> Listing:
-    """The listing of a finished store; DataError for one that was never finished, is damaged or of another version."""
+    """The listing of a finished store; DataError for one that was never finished, is damaged or of another version.
+    Images are checked one by one as they are read."""
     path = Path(root).expanduser()
     manifest = _manifest(path)
+    if wrong := _damaged_lists(path, manifest):
+        raise DataError(f"{wrong[0]} in {str(path)!r}; pack the data set again")
     splits = {}
     for name, split in manifest["splits"].items():
         queries, gallery = _part(path, split["queries"]), None
@@ -145,13 +181,6 @@ def read(root: str | Path) -> Listing:
     expected, notes = manifest["expected"], tuple(manifest["notes"])
     more = manifest["more"]
     return Listing(manifest["name"], store, classes, parts["train"], splits, parts["pool"], expected, notes, more)
-
-
-def check_lists(root: str | Path) -> None:
-    """DataError where a list of a store is not as it was packed. Images are checked one by one as they are read."""
-    path = Path(root).expanduser()
-    if wrong := _damaged_lists(path, _manifest(path)):
-        raise DataError(f"{wrong[0]} in {str(path)!r}; pack the data set again")
 
 
 def _damaged_lists(path: Path, manifest: dict[str, Any]) -> list[str]:
@@ -217,7 +246,7 @@ class _ToldStore(BaseModel):
 def _table(file: Path) -> pa.Table:
     try:
         return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise DataError(f"{str(file)!r} cannot be read ({type(error).__name__}); pack the data set again") from None
 
 
@@ -258,7 +287,7 @@ class _Begun:
         """DataError where the folder holds something else; otherwise marks it as begun."""
         file = self.path / self.FILE
         if file.exists():
-            if file.read_text(encoding="utf-8") != self.identity:
+            if file.read_bytes() != self.identity.encode():
                 raise DataError(f"{str(self.path)!r} holds the beginning of another store; remove it or pack elsewhere")
             return
         if foreign := [entry.name for entry in self.path.iterdir() if entry.name != _LOCK]:
@@ -346,7 +375,7 @@ def _shard(file: Path, listing: Listing, rows: IntArray) -> dict[str, Any]:
         with put_in_place(file) as temporary, pa.ipc.new_file(str(temporary), _SHARD) as writer:
             for start in range(0, len(rows), BATCH):
                 writer.write_batch(_packed_batch(listing, rows[start : start + BATCH]))
-    return {"file": file.name, "rows": len(rows), "sha256": of_file(file)}
+    return {"file": file.name, "rows": len(rows), "sha256": of_file(file), "heads": _heads(file)}
 
 
 def _packed_batch(listing: Listing, rows: IntArray) -> pa.RecordBatch:

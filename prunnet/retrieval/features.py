@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import tempfile
@@ -25,6 +24,7 @@ from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError
 from prunnet.hashing import of_file
 from prunnet.retrieval.search import Features
+from prunnet.seal import read_json, write_json
 from prunnet.storage import is_url, local, upload
 
 FORMAT = "prunnet-features"
@@ -136,10 +136,7 @@ def make_features(
         hashes = {name: of_file(folder / f"{name}.npy") for name in made}
         seconds = time.perf_counter() - started
         kept = {"format": FORMAT, **identity, "hashes": hashes, "seconds": seconds}
-        with (folder / IDENTITY).open("w", encoding="utf-8") as file:
-            json.dump(kept, file)
-            file.flush()
-            os.fsync(file.fileno())
+        write_json(folder / IDENTITY, kept)
     return kept
 
 
@@ -147,13 +144,14 @@ def load_features(path: str | Path, key: str | None = None) -> StoredFeatures:
     """The stored features, memory-mapped; CheckpointError where a file is torn or they were made for another key."""
     path = local(path)
     try:
-        identity = json.loads((path / IDENTITY).read_text(encoding="utf-8"))
+        identity = read_json(path / IDENTITY)
         hashes = identity["hashes"]
         if identity.get("format") != FORMAT or any(
             of_file(path / f"{name}.npy") != sha for name, sha in hashes.items()
         ):
             raise CheckpointError(f"features {str(path)!r} are damaged; remove the folder")
-        arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in hashes}
+        arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in hashes}
+        queries = arrays["queries"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -162,4 +160,4 @@ def load_features(path: str | Path, key: str | None = None) -> StoredFeatures:
         ) from None
     if key is not None and identity.get("key") != key:
         raise CheckpointError(f"features {str(path)!r} were made for another key; remove the folder")
-    return StoredFeatures(arrays["queries"], arrays.get("gallery", arrays["queries"]), identity)
+    return StoredFeatures(queries, arrays.get("gallery", queries), identity)
