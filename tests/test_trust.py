@@ -148,7 +148,7 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(tmp_path: Path) -> 
     looked_at(tmp_path / "b", 17)
     whole, resumed = looked_at(tmp_path / "a", 40), looked_at(tmp_path / "b", 40)
     assert points(whole) == points(resumed)
-    assert whole.best_value > -0.01
+    assert whole.best_value > -0.1  # the start is worth -0.48, and a mean random point -2.5
 
 
 # --- the source ---------------------------------------------------------------------------------------------------
