@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,8 +12,8 @@ from rich.table import Table
 
 from cluster.progress import bar
 from prunnet import data as datasets
-from prunnet.backbones import NAMED, inspect_backbone, inspect_channels
-from prunnet.config import apply_override, parse_recipe
+from prunnet.backbones import NAMED, inspect_backbone, inspect_channels, inspect_granularities
+from prunnet.config import ModelConfig, apply_override, parse_recipe
 from prunnet.data.files import unreadable
 
 app = typer.Typer(no_args_is_help=True, help="What prunnet sees of a backbone or a data set.")
@@ -30,9 +30,17 @@ def backbone(
     channels: Annotated[int, typer.Option(help="1 or 3.")] = 3,
     layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
     ties: Annotated[bool, typer.Option("--ties", help="Trace which channels are tied: seconds to a minute.")] = False,
+    train: Annotated[
+        bool, typer.Option("--train", help="Train a step with every granularity and cut the network: up to minutes.")
+    ] = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. model.options={depth: 2}.")] = None,
 ) -> None:
     console = Console(soft_wrap=True)
-    facts = inspect_backbone(parse_recipe({"model": {"backbone": name}}).model, image_size, channels)
+    tree: dict[str, Any] = {"model": {"backbone": name}}
+    for override in set_ or ():
+        apply_override(tree, override)
+    model = parse_recipe(tree).model
+    facts = inspect_backbone(model, image_size, channels)
     kinds: dict[str, list[int]] = {}
     for layer in facts.layers:
         sums = kinds.setdefault(layer.kind, [0, 0, 0])
@@ -53,13 +61,16 @@ def backbone(
     console.print(f"{share:.1%} of {facts.macs_total / 1e6:.1f} MMACs at {image_size} px can be pruned")
     console.print(f"switchable widths: {facts.widths or 'yes'}", markup=False)
     if ties:
-        _ties(name, image_size, channels, console)
+        _ties(model, image_size, channels, console)
+    if train:
+        for granularity, reason in inspect_granularities(model, image_size, channels):
+            console.print(f"granularity {granularity}: {reason or 'works'}", markup=False)
     console.print("in the conformance suite" if name in NAMED else f"not in the conformance suite: {', '.join(NAMED)}")
 
 
-def _ties(name: str, image_size: int, channels: int, console: Console) -> None:
+def _ties(model: ModelConfig, image_size: int, channels: int, console: Console) -> None:
     """Groups of channels that are cut together, and those that are kept with the reason."""
-    graph = inspect_channels(parse_recipe({"model": {"backbone": name}}).model, image_size, channels)
+    graph = inspect_channels(model, image_size, channels)
     table = Table("channels that are cut together", "units", "in how many layers", box=None)
     for group in graph.groups:
         table.add_row(group.name.removeprefix("backbone."), str(group.units), str(len({at for at, _ in group.sites})))
