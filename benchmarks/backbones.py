@@ -36,8 +36,11 @@ MODELS = """
     tiny_vit_5m_224 tnt_s_legacy_patch16_224 tresnet_m twins_svt_small visformer_tiny test_vit vit_tiny_r_s16_p8_224
     test_vit_relpos samvit_base_patch16_224 vitamin_small_224 volo_d1_224 ese_vovnet19b_slim_dw legacy_xception
     xception41p xcit_nano_12_p8_224
+    vgg11 resnet18 resnet50 resnext50_32x4d mobilenetv2_100 mobilenetv3_small_050 mobilenetv4_conv_small_035
+    convnext_atto vit_tiny_patch16_224 eva02_tiny_patch14_224
 """
-"""The smallest model, by weights, of each module of timm 1.0.31; without those of more than 120 million."""
+"""The smallest model, by weights, of each module of timm 1.0.31; without those of more than 120 million, and some that
+are used often."""
 SHALLOW = dict.fromkeys(
     ("beit_base_patch16_224", "naflexvit_base_patch16_parfac_gap", "samvit_base_patch16_224"), "{depth: 2}"
 )
@@ -117,7 +120,7 @@ def main() -> None:
     print("| model | px | " + " | ".join(GRANULARITIES) + " |")
     print("|---|---|" + "---|" * len(GRANULARITIES), flush=True)
     with ThreadPoolExecutor(arguments.together) as pool:
-        for found in pool.map(lambda case: look(case, arguments.limit), arguments.only or MODELS.split()):
+        for found in pool.map(lambda name: look(name, arguments.limit), arguments.only or MODELS.split()):
             print(row(found), flush=True)
             print(f"{found.name}: {found.seconds:.0f} s", file=sys.stderr, flush=True)
 

@@ -130,7 +130,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(weights: Path, tmp_path: Pa
     other = timm.create_model("mobilenetv2_100").state_dict()
     for state, says in (
         (lacking, r"of 126 tensors that the backbone has: 1 missing \(layer2.0.bn2.weight\)$"),
-        (misshapen, r"1 of another shape \(layer1.0.conv1.weight \[8, 8, 5, 5\] instead of \[8, 8, 3, 3\]\)"),
+        (misshapen, r"1 of another shape \(layer1.0.conv1.weight \[8, 8, 5, 5\] instead of \[8, 64, 3, 3\]\)"),
         ({**whole, "projector.0.weight": torch.zeros(2)}, r"1 foreign \(projector.0.weight\)"),
         ({f"encoder.{name}": tensor for name, tensor in whole.items()}, r"foreign \(encoder.bn1.bias, "),
         ({**whole, "bn1.bias": torch.zeros(8, dtype=torch.int8)}, r"1 not floating-point \(bn1.bias \(int8\)\)"),
