@@ -1,10 +1,16 @@
-# The whole set-up: `make demo` from nothing to a Pareto front, `make test` for the tests.
+# The whole set-up: `make demo` from nothing to a Pareto front, `make test` for the tests
+# (those of numbers a second time, as on a processor without AVX-512).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo search test test-slow lint install clean
+# Tests of numbers. Without AVX-512 other kernels compute them; oneDNN and torch are told to be on such a processor.
+NUMERICAL := $(addprefix tests/test_,training.py precision.py conflict.py objectives.py granularity.py rows.py nets.py \
+    masks.py widths.py)
+WITHOUT_AVX512 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
+
+.PHONY: demo search test test-without-avx512 test-slow lint install clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
@@ -27,6 +33,10 @@ lint: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist worksteal
+	$(MAKE) test-without-avx512
+
+test-without-avx512: $(STAMP)
+	$(WITHOUT_AVX512) $(BIN)/python -m pytest -m 'not slow' -n 2 --dist worksteal $(NUMERICAL)
 
 # Two at a time: a job is waiting for processes to start for much of its time.
 test-slow: $(STAMP)

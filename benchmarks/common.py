@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from prunnet.precision import fast_bf16
+
 
 def interleaved(actions: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
     """Seconds of each action, one after the other in every round, in a random order: a slow spell of the machine hits
@@ -48,3 +50,11 @@ def show(**figures: Any) -> None:
     rounded = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in figures.items()}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     print(json.dumps({**rounded, "device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}))
+
+
+def precisions() -> tuple[str, ...]:
+    """Those that are worth a measurement here: without bf16 instructions bf16 is emulated, many times slower."""
+    if torch.cuda.is_available() or fast_bf16():
+        return "fp32", "bf16"
+    print("no bf16 instructions: bf16 is left out")
+    return ("fp32",)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from benchmarks.common import interleaved, median, show, speed_of, spread
+from benchmarks.common import interleaved, median, precisions, show, speed_of, spread
 from benchmarks.train_step import make
 from prunnet.objectives.masked import Both
 from prunnet.objectives.prunnet import PrunNet
@@ -68,8 +68,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(2)
-    fp32, bf16 = (measure(precision, rounds) for precision in ("fp32", "bf16"))
-    show(**fp32, **{f"{name}_bf16": value for name, value in bf16.items()})
+    fp32, *rest = (measure(precision, rounds) for precision in precisions())
+    show(**fp32, **{f"{name}_bf16": value for bf16 in rest for name, value in bf16.items()})
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import interleaved, median, show, spread
+from benchmarks.common import interleaved, median, precisions, show, spread
 from prunnet.config import TrainConfig
 from prunnet.data.base import MemoryImages
 from prunnet.data.transforms import Preprocessing
@@ -124,8 +124,9 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     torch.set_num_threads(2)
     started = time.perf_counter()
-    fp32, bf16 = (measure(p, rounds) | measure_channels(p, rounds) for p in ("fp32", "bf16"))
-    show(**fp32, **{f"{name}_bf16": value for name, value in bf16.items()}, seconds=time.perf_counter() - started)
+    fp32, *rest = (measure(p, rounds) | measure_channels(p, rounds) for p in precisions())
+    bf16 = {f"{name}_bf16": value for found in rest for name, value in found.items()}
+    show(**fp32, **bf16, seconds=time.perf_counter() - started)
 
 
 if __name__ == "__main__":

@@ -64,13 +64,16 @@ def watched(board: Any, console: Console) -> Iterator[None]:
 
 def _follow(board: Any, progress: Progress, console: Console, stop: threading.Event) -> None:
     task = progress.add_task("training", total=None, note="workers start")
-    shown = 0
+    shown, noted = 0, 0
     while True:
         last = stop.wait(0.5)
         try:
             state = ray.get(board.state.remote(), timeout=10)
         except (ray.exceptions.RayError, TimeoutError):
             return
+        for note in state.get("notes", ())[noted:]:
+            console.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        noted = len(state.get("notes", ()))
         if "total" in state:
             progress.update(task, total=state["total"], completed=state["step"], note=f"epoch {state['epoch']}")
         history = state.get("history", [])

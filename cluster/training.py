@@ -172,6 +172,8 @@ def _train(recipe: Recipe, board: Any, watch: Watch | None, origin: dict[str, An
         warnings.simplefilter("ignore", DataWarning)  # the driver has said it
         dataset = data.load(recipe.data) if watch is None else data.load_for(recipe)
     trainer = make_trainer(recipe, dataset, ray.train.torch.get_device())
+    if trainer.reducer.rank == 0 and trainer.notes:
+        board.post.remote(notes=trainer.notes)
     saver = Saver(trainer, recipe, dataset.class_names, board, origin)
     if watch is not None:
         saver.watch, saver.probe = watch, Probe(recipe, watch.probe, dataset)

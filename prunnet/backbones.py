@@ -18,16 +18,22 @@ projections that are bare parameters instead of layers (`nn.MultiheadAttention`)
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from prunnet import prunable
 from prunnet.channels import ChannelGraph
-from prunnet.config import ModelConfig
+from prunnet.communication import Reducer
+from prunnet.config import ModelConfig, TrainConfig
 from prunnet.cost import layer_macs
-from prunnet.errors import ConfigError
+from prunnet.errors import ConfigError, PrunnetError, one_line
+from prunnet.granularity import GRANULARITIES
 from prunnet.nets import RetrievalNet, sized_options
+from prunnet.objectives import Context, make_objective
+from prunnet.subnetworks import subnetwork
 from prunnet.widths import SwitchableNet
 
 NAMED = (
@@ -92,6 +98,47 @@ def inspect_channels(model: ModelConfig, image_size: int = 224, in_chans: int = 
         model, classes=2, in_chans=in_chans, score_init="constant", seed=0, image_size=image_size
     )
     return net.channel_graph(image_size)
+
+
+def inspect_granularities(
+    model: ModelConfig, image_size: int = 224, in_chans: int = 3
+) -> Iterator[tuple[str, str | None]]:
+    """Each granularity, and why scores of that kind cannot be trained and cut with this backbone; None: they can.
+
+    A network is made, trained for one step on two images of noise, and cut at half of its capacity; `channel`: the cut
+    is made a smaller plain network too, whose features must be the same.
+    """
+    for granularity in GRANULARITIES:
+        try:
+            _try_out(model, granularity, image_size, in_chans)
+        except PrunnetError as error:
+            yield granularity, str(error)
+        else:
+            yield granularity, None
+
+
+def _try_out(model: ModelConfig, granularity: str, image_size: int, in_chans: int) -> None:
+    net = RetrievalNet.from_config(
+        model,
+        classes=2,
+        in_chans=in_chans,
+        score_init="magnitude",
+        seed=0,
+        image_size=image_size,
+        granularity=granularity,
+    )
+    config = TrainConfig(capacities=(0.5,), granularity=granularity, precision="fp32", batch_size=2)  # type: ignore[arg-type]
+    images = torch.randn(2, in_chans, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    try:
+        make_objective(net.train(), config, Context(Reducer(), torch.float32)).backward(images, torch.tensor([0, 1]), 0)
+        cut = subnetwork(net.eval(), 0.5)
+        cut.embed(images)
+        if granularity == "channel":
+            cut.compact(image_size)
+    except (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, PrunnetError):
+            raise
+        raise ConfigError(f"backbone {model.backbone!r} cannot be trained: {one_line(error)[:200]}") from None
 
 
 def kind_of(layer: nn.Module) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunnet.channels import ChannelGraph, Group, trace
+from prunnet.channels import ChannelGraph, Group
 from prunnet.config import check_capacity
 from prunnet.errors import ConfigError, unknown
 
@@ -161,7 +161,7 @@ class Channels(nn.Module):
         from prunnet.cost import layer_macs
 
         image = torch.zeros(1, net.spec["in_chans"], image_size, image_size)
-        graph = trace(net, net.features, image)
+        graph = net.traced(image)
         if not graph.groups:
             reasons = "; ".join(sorted(set(graph.kept.values()))[:3])
             raise ConfigError(f"no channel of {net.spec['backbone']} can be cut out: {reasons}")

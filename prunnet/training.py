@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,7 @@ from prunnet.memory import keep_freed_memory
 from prunnet.nets import RetrievalNet
 from prunnet.objectives import Context, make_objective
 from prunnet.objectives.masked import step_seed
+from prunnet.precision import settle
 from prunnet.upgrade import OldNetwork
 
 
@@ -53,9 +55,10 @@ class Trainer:
         device: of the network; images follow.
         group: torch.distributed group of the workers; None: the default one if there is any.
         loaders: processes that decode images for this one; 0: threads of its own, where the images are files.
+        layout: memory format of weights and images; None: the fastest that is right (`prunnet.precision`).
 
     Raises:
-        ConfigError, DataError: see `steps_per_epoch`.
+        ConfigError, DataError: see `steps_per_epoch` and `prunnet.precision.settle`.
     """
 
     def __init__(
@@ -70,17 +73,25 @@ class Trainer:
         device: torch.device | str = "cpu",
         group: dist.ProcessGroup | None = None,
         loaders: int = 0,
+        layout: torch.memory_format | None = None,
     ) -> None:
         keep_freed_memory()
         self.config, self.train_set = config, train_set
         self.preprocessing, self.augmentation, self.loaders = preprocessing, augmentation, loaders
         self.device = torch.device(device)
         self.reducer = Reducer(group)
-        self.dtype = compute_dtype(config.precision, self.device, net, preprocessing.image_size)
         self.steps_per_epoch = steps_per_epoch(len(train_set), config, self.reducer.world)
-        layout = torch.channels_last if self.dtype == torch.bfloat16 else torch.contiguous_format
-        self.net: RetrievalNet = net.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
-        self.layout = layout
+        numerics = settle(
+            config.precision,
+            net,
+            self.device,
+            preprocessing.image_size,
+            batch=config.batch_size // (self.reducer.world * config.accumulate),
+            layout=layout,
+            reducer=self.reducer,
+        )
+        self.dtype, self.layout, self.notes = numerics.dtype, numerics.layout, numerics.notes
+        self.net: RetrievalNet = net.to(device=self.device, memory_format=self.layout)  # type: ignore[call-overload]
         self.objective = make_objective(self.net, config, self._context(class_names))
         self.optimizer = make_optimizer(self.net, config, self.objective.parameters())
         self.progress = Progress()
@@ -227,49 +238,6 @@ def steps_per_epoch(images: int, config: TrainConfig, workers: int) -> int:
     return images // batch_size
 
 
-def compute_dtype(
-    precision: str, device: torch.device, net: RetrievalNet | None = None, image_size: int = 0
-) -> torch.dtype:
-    """What `train.precision` means on this device: bf16 under `auto` where it is fast and sound.
-
-    oneDNN's bf16 gradient of a 3x3 convolution with stride 2 on a map of one pixel is uninitialised memory (torch
-    2.15 on an AVX-512 CPU), so a network whose maps shrink that far trains in fp32, or, asked for bf16, is refused.
-    """
-    if precision == "fp32":
-        return torch.float32
-    unsound = device.type == "cpu" and net is not None and _strides_over_one_pixel(net, image_size)
-    if precision == "bf16":
-        if unsound:
-            raise ConfigError(
-                f"train.precision=bf16 with data.image_size={image_size}: a strided convolution of this backbone sees "
-                "a map of one pixel, whose bf16 gradients are wrong on CPUs; valid: fp32, or larger images"
-            )
-        return torch.bfloat16
-    fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if fast and not unsound else torch.float32
-
-
-@torch.no_grad()
-def _strides_over_one_pixel(net: RetrievalNet, image_size: int) -> bool:
-    """Whether a convolution larger than one pixel steps by more than one over a map of one pixel."""
-    found: list[bool] = []
-
-    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(module, nn.Conv2d)
-        found.append(max(module.stride) > 1 and max(module.kernel_size) > 1 and min(inputs[0].shape[-2:]) == 1)
-
-    hooks = [m.register_forward_pre_hook(look) for m in net.modules() if isinstance(m, nn.Conv2d)]
-    training = net.training
-    try:
-        image = torch.zeros(1, net.spec["in_chans"], image_size, image_size).to(next(net.parameters()))
-        net.eval()(image)
-    finally:
-        net.train(training)
-        for hook in hooks:
-            hook.remove()
-    return any(found)
-
-
 def make_optimizer(
     net: RetrievalNet, config: TrainConfig, more: Mapping[str, nn.Parameter] | None = None
 ) -> torch.optim.Optimizer:
@@ -346,4 +314,6 @@ def fit(
     trainer = Trainer(
         net, train_set, config, preprocessing=preprocessing, augmentation=augmentation, class_names=class_names
     )
+    for note in trainer.notes:
+        warnings.warn(note, stacklevel=2)
     return trainer.run()

@@ -130,8 +130,9 @@ class SwitchableNet(RetrievalNet):
                 for part, kept in _kept(module, width, first).items():
                     tensors[f"{name}.{part}"] = module.get_parameter(part)[kept]
                 first = False
-        kept_features = channels(int(self.backbone.num_features), width)  # type: ignore[arg-type]
-        tensors["neck.0.weight"] = self.neck[0].weight[:, :kept_features]  # type: ignore[index]
+        neck = self.neck[0]
+        assert isinstance(neck, nn.Linear)
+        tensors["neck.0.weight"] = neck.weight[:, : channels(neck.in_features, width)]
         return tensors
 
     @torch.no_grad()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cluster.progress import bar
 from prunnet import data as datasets
-from prunnet.backbones import NAMED, inspect_backbone, inspect_channels
-from prunnet.config import apply_override, parse_recipe
+from prunnet.backbones import NAMED, inspect_backbone, inspect_channels, inspect_granularities
+from prunnet.config import ModelConfig, apply_override, parse_recipe
 from prunnet.data.files import unreadable
 from sweeps.printing import Console
 from sweeps.terminal_table import print_table
@@ -30,9 +30,17 @@ def backbone(
     channels: Annotated[int, typer.Option(min=1, max=64, help="1 or 3.")] = 3,
     layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
     ties: Annotated[bool, typer.Option("--ties", help="Trace which channels are tied: seconds to a minute.")] = False,
+    train: Annotated[
+        bool, typer.Option("--train", help="Train a step with every granularity and cut the network: up to minutes.")
+    ] = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. model.options={depth: 2}.")] = None,
 ) -> None:
     console = Console()
-    facts = inspect_backbone(parse_recipe({"model": {"backbone": name}}).model, image_size, channels)
+    tree: dict[str, Any] = {"model": {"backbone": name}}
+    for override in set_ or ():
+        apply_override(tree, override)
+    model = parse_recipe(tree).model
+    facts = inspect_backbone(model, image_size, channels)
     kinds: dict[str, list[int]] = {}
     for layer in facts.layers:
         sums = kinds.setdefault(layer.kind, [0, 0, 0])
@@ -52,13 +60,16 @@ def backbone(
     console.print(f"{share:.1%} of {facts.macs_total / 1e6:.1f} MMACs at {image_size} px can be pruned")
     console.print(f"switchable widths: {facts.widths or 'yes'}")
     if ties:
-        _ties(name, image_size, channels, console)
+        _ties(model, image_size, channels, console)
+    if train:
+        for granularity, reason in inspect_granularities(model, image_size, channels):
+            console.print(f"granularity {granularity}: {reason or 'works'}")
     console.print("in the conformance suite" if name in NAMED else f"not in the conformance suite: {', '.join(NAMED)}")
 
 
-def _ties(name: str, image_size: int, channels: int, console: Console) -> None:
+def _ties(model: ModelConfig, image_size: int, channels: int, console: Console) -> None:
     """Groups of channels that are cut together, and those that are kept with the reason."""
-    graph = inspect_channels(parse_recipe({"model": {"backbone": name}}).model, image_size, channels)
+    graph = inspect_channels(model, image_size, channels)
     head = ("channels that are cut together", "units", "in how many layers")
     groups = [(g.name.removeprefix("backbone."), g.units, len({at for at, _ in g.sites})) for g in graph.groups]
     print_table(console, head, groups, drop=("in how many layers",), names=head[:1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,12 @@ def config_of(case: str, old: Path, **more: Any) -> TrainConfig:
     return TrainConfig(**settings)
 
 
-def net_for(config: TrainConfig) -> RetrievalNet:
-    """A float64 network that the method takes. With BatchNorm (widths need it) it is in evaluation mode, where an
-    image's features do not depend on the others."""
+def net_for(config: TrainConfig, channels: Sequence[int] = (8, 8, 12, 16)) -> RetrievalNet:
+    """A float64 network that the method takes (`channels`: of one with widths). With BatchNorm (widths need it) it is
+    in evaluation mode, where an image's features do not depend on the others."""
     if METHODS[config.method].network == "widths":
         # Residual branches that end in zero, as timm makes them, would hide their gradients in the first step.
-        options = {"layers": [1, 1, 1, 1], "channels": [8, 8, 12, 16], "zero_init_last": False}
+        options = {"layers": [1, 1, 1, 1], "channels": list(channels), "zero_init_last": False}
         net: RetrievalNet = SwitchableNet(
             "resnet18", 4, in_chans=1, embedding_dim=8, options=options, switch=config.capacities
         )

@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -109,3 +110,29 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     exec(example, found)
     assert found["row"]["unit_key"] == "a"  # type: ignore[index]
     assert (tmp_path / "edge.safetensors").stat().st_size > 0
+
+
+@pytest.mark.skipif(not (REPOSITORY / "runs/demo/results").is_dir(), reason="`make demo` was not run here")
+def test_the_demos_figures_are_those_of_the_readme_within_a_tolerance() -> None:
+    """Issue 15, A2: processors sum in another order, or have no bf16; README.md says how far figures may be off."""
+    capacities, accuracies = demo_table()
+    rows = results.read(REPOSITORY / "runs/demo/results").to_pylist()
+    tested = {(row["query_capacity"], row["gallery_capacity"]): row for row in rows if row["status"] == "complete"}
+    for capacity, said in zip(capacities, accuracies, strict=True):
+        own, cross = tested[capacity, capacity], tested[capacity, 1.0]
+        found = [100 * row[key] for row in (own, cross) for key in ("map", "recall_at_1")]
+        tolerance = 4.0 if capacity >= 0.2 else 8.0
+        assert np.abs(np.subtract(found, said)).max() <= tolerance, (capacity, found, said)
+
+
+def demo_table() -> tuple[list[float], list[list[float]]]:
+    """Capacities of README.md's first table, and [self mAP, self R@1, cross mAP, cross R@1] of each."""
+    lines = README.split("| capacity | trained |")[1].splitlines()[2:]
+    cells = [line.strip("| ").split(" | ") for line in lines[: lines.index("")]]
+    return [float(row[0]) for row in cells], [[float(cell) for cell in row[4:]] for row in cells]
+
+
+def test_the_demos_table_is_read() -> None:
+    capacities, accuracies = demo_table()
+    assert capacities == list(load_recipe(REPOSITORY / "sweeps/recipes/demo.yaml", []).sweep.capacities)
+    assert all(len(row) == 4 for row in accuracies)

@@ -12,8 +12,10 @@ from safetensors.torch import save_file
 from prunnet.config import ModelConfig, load_recipe
 from prunnet.errors import ConfigError
 from prunnet.nets import RetrievalNet, make_backbone
+from tests.conftest import REPOSITORY
 
 OPTIONS = {"channels": [8, 8, 16, 32]}
+LITE0 = REPOSITORY.parent / "shared" / "data" / "tf_efficientnet_lite0_imagenet.safetensors"
 
 
 @pytest.fixture
@@ -82,3 +84,88 @@ def test_backbones_for_one_size_are_made_for_the_recipes(name: str) -> None:
     assert net.eval().embed(torch.randn(2, 1, 64, 64)).shape == (2, 256)
     plain = RetrievalNet.from_config(ModelConfig(), classes=3, in_chans=1, score_init=None, seed=0, image_size=64)
     assert plain.spec["options"] == {}
+
+
+# --- weights that do not fit ---------------------------------------------------------------------------------
+
+
+def state_of(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def saved(state: dict[str, torch.Tensor], path: Path) -> str:
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
+    return str(path)
+
+
+def without_classifier(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+
+
+@pytest.mark.parametrize("prefix", ["module.", "backbone.", "model.", "_orig_mod.", "state_dict.model.module."])
+def test_weights_in_a_wrapper_are_loaded(prefix: str, weights: Path, tmp_path: Path) -> None:
+    """Issue 15, number 8: a prefix left every weight at random, without a word."""
+    state = state_of(weights)
+    path = saved({f"{prefix}{name}": tensor for name, tensor in state.items()}, tmp_path / "w.safetensors")
+    loaded = make_backbone("resnet18", options=OPTIONS, weights=path).state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in without_classifier(state).items())
+
+
+def test_half_precision_and_what_surrounds_a_backbone_are_no_obstacle(weights: Path, tmp_path: Path) -> None:
+    state = {f"backbone.{name}": tensor.half() for name, tensor in without_classifier(state_of(weights)).items()}
+    state |= {"neck.0.weight": torch.zeros(3, 3), "backbone.conv1.score": torch.zeros(3)}
+    state = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    loaded = make_backbone("resnet18", options=OPTIONS, weights=saved(state, tmp_path / "w.safetensors"))
+    expected = state_of(weights)["conv1.weight"].half().float()
+    assert torch.equal(loaded.conv1.weight, expected)  # type: ignore[arg-type]
+
+
+def test_weights_that_do_not_fit_are_refused_by_name(weights: Path, tmp_path: Path) -> None:
+    """Issue 15, number 8: one foreign tensor, or another network's file, left the backbone at random."""
+    whole = state_of(weights)
+    lacking = {name: tensor for name, tensor in whole.items() if name != "layer2.0.bn2.weight"}
+    misshapen = {**whole, "layer1.0.conv1.weight": torch.zeros(8, 8, 5, 5)}
+    other = timm.create_model("mobilenetv2_100").state_dict()
+    for state, says in (
+        (lacking, r"of 126 tensors that the backbone has: 1 missing \(layer2.0.bn2.weight\)$"),
+        (misshapen, r"1 of another shape \(layer1.0.conv1.weight \[8, 8, 5, 5\] instead of \[8, 64, 3, 3\]\)"),
+        ({**whole, "projector.0.weight": torch.zeros(2)}, r"1 foreign \(projector.0.weight\)"),
+        ({f"encoder.{name}": tensor for name, tensor in whole.items()}, r"foreign \(encoder.bn1.bias, "),
+        ({**whole, "bn1.bias": torch.zeros(8, dtype=torch.int8)}, r"1 not floating-point \(bn1.bias \(int8\)\)"),
+        (other, r"missing \(conv1.weight, bn1.weight, bn1.bias, …\).*foreign \("),
+    ):
+        path = saved(state, tmp_path / "w.safetensors")
+        with pytest.raises(ConfigError, match=rf"does not fit 'resnet18': .*{says}") as caught:
+            make_backbone("resnet18", options=OPTIONS, weights=path)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 600
+
+
+def test_weights_that_timm_fetches_must_fit_too(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 15, number 8: `model.pretrained` goes the same way (the download is replaced)."""
+    state = state_of(weights)
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_, **__: dict(state))
+    loaded = make_backbone("resnet18", in_chans=1, options=OPTIONS, pretrained=True).state_dict()
+    assert torch.equal(loaded["layer1.0.conv1.weight"], state["layer1.0.conv1.weight"])
+    assert torch.allclose(loaded["conv1.weight"], state["conv1.weight"].sum(1, keepdim=True), atol=1e-6)
+    del state["layer1.0.conv1.weight"]
+    with pytest.raises(ConfigError, match=r"model.pretrained: .*1 missing \(layer1.0.conv1.weight\)"):
+        make_backbone("resnet18", options=OPTIONS, pretrained=True)
+
+
+def test_position_embeddings_are_brought_to_the_recipes_size(tmp_path: Path) -> None:
+    source = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=64)
+    path = saved(source.state_dict(), tmp_path / "vit.safetensors")
+    loaded = make_backbone("vit_tiny_patch16_224", options={"depth": 1, "img_size": 96}, weights=path).state_dict()
+    assert loaded["pos_embed"].shape == (1, 37, 192)
+    assert torch.equal(loaded["blocks.0.attn.qkv.weight"], source.state_dict()["blocks.0.attn.qkv.weight"])
+
+
+@pytest.mark.skipif(not LITE0.exists(), reason="../shared/data/tf_efficientnet_lite0_imagenet.safetensors is absent")
+def test_real_weights_are_loaded_whole() -> None:
+    loaded = make_backbone("tf_efficientnet_lite0", in_chans=1, weights=str(LITE0)).state_dict()
+    state = state_of(LITE0)
+    same = [name for name, tensor in state.items() if name in loaded and torch.equal(tensor, loaded[name])]
+    assert len(same) >= len(loaded) - 1  # all but the first convolution
