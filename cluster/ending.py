@@ -15,6 +15,8 @@ from contextlib import contextmanager
 import psutil
 from rich.console import Console
 
+from prunnet.redact import shown
+
 GRACE_SECONDS = 7.0
 """How long a stopped driver may take to close its session before it is ended the hard way."""
 AGAIN = "run the same command again to go on"
@@ -97,7 +99,7 @@ def leave(code: int, line: str, processes: Iterable[psutil.Process] = ()) -> Non
     console = Console(stderr=True, soft_wrap=True)
     with contextlib.suppress(OSError, ValueError):
         console.show_cursor()
-        console.print(f"error: {line}", style="red", markup=False)
+        console.print(f"error: {shown(line)}", style="red", markup=False)
         sys.stdout.flush()
     end(known)
     os._exit(code)

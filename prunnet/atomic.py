@@ -35,7 +35,7 @@ def put_in_place(path: Path) -> Iterator[Path]:
 
 
 def check_output(path: str | Path, what: str) -> None:
-    """ConfigError where `put_in_place` could not write a file: a folder is there, or a file where a folder must be, or
+    """ConfigError where `put_in_place` could not write a file: a folder, a device or a pipe is there, or a file where a folder must be, or
     the folder takes no files. To be called before the work whose result goes there. Nothing is left behind. An object
     store is not asked.
 
@@ -48,6 +48,8 @@ def check_output(path: str | Path, what: str) -> None:
     try:
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, "a folder is there")
+        if target.exists() and not target.is_file():
+            raise OSError(errno.EINVAL, "a device or a pipe is there")
         folder = target.parent
         while not os.path.lexists(folder):  # lexists: a link to nowhere is no place for a folder
             folder = folder.parent

@@ -51,6 +51,7 @@ def check_colour(value: str) -> str:
 Capacity = Annotated[float, AfterValidator(check_capacity)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 MAX_SIDE = 2**14
 """Pixels of an image's side, at most: 800 MB in colour."""
 Side = Annotated[int, Field(ge=8, le=MAX_SIDE)]
@@ -82,7 +83,7 @@ class DataConfig(Section):
     mean: float | None = None
     """Pixel mean in [0, 1]; None: 0.5 (grey) or ImageNet's (colour)."""
     std: Annotated[float, Field(gt=0)] | None = None
-    seed: int = 0
+    seed: Seed = 0
     images_per_class: Annotated[int, Field(ge=1, le=100_000)] = 20
     """glyphs, colour_glyphs: images rendered a class."""
     classes: Annotated[int, Field(ge=2, lt=2**31)] = 400
@@ -174,7 +175,7 @@ class TrainConfig(Section):
     sampling: Literal["shuffled", "balanced"] = "shuffled"
     """balanced: P x K batches, `per_class` images of each of batch_size / per_class classes, all classes equally often;
     for losses that compare images within a batch."""
-    per_class: Annotated[int, Field(ge=2)] = 4
+    per_class: Annotated[int, Field(ge=2, lt=2**63)] = 4
     """balanced only: K."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.1
@@ -218,8 +219,8 @@ class TrainConfig(Section):
     """sfsc only: what the weight of the KL term is annealed to, over the first half of the training."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast and channels-last where the CPU has bf16 instructions or there is a GPU."""
-    seed: int = 0
-    checkpoint_every_steps: Annotated[int, Field(ge=1)] | None = None
+    seed: Seed = 0
+    checkpoint_every_steps: Positive | None = None
     """Checkpoints inside an epoch too, beside the one at its end."""
     checkpoint_every_minutes: Annotated[float, Field(gt=0)] | None = None
 
@@ -292,7 +293,7 @@ class SweepConfig(Section):
     before the evaluation begins."""
     measure_threads: Annotated[int, Field(ge=1, le=1024)] = 1
     batch_size: Positive = 256
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _some_capacity(self) -> SweepConfig:

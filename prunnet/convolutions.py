@@ -70,7 +70,7 @@ def reports(kinds: Sequence[Kind]) -> dict[Kind, list[float] | str]:
     if not kinds:
         return {}
     asked = json.dumps([asdict(kind) for kind in kinds])
-    command = [sys.executable, "-W", "ignore", "-m", "prunnet.convolutions"]
+    command = [sys.executable, "-P", "-W", "ignore", "-m", "prunnet.convolutions"]
     ended = subprocess.run(command, input=asked, capture_output=True, text=True, env=_environment(), check=False)
     found = [json.loads(line) for line in ended.stdout.splitlines()]
     if ended.returncode or len(found) != len(kinds):  # as where no process can be started: none of them is used

@@ -93,10 +93,10 @@ def one_line(error: BaseException) -> str:
 
 
 def told(error: BaseException) -> str:
-    """The error as one line for a user: its message, after the name of its type where the message does not say enough
-    without it."""
+    """The error as one line for a user: its message, prefixed by the exception's type where the type is needed to
+    understand it; credentials of URLs are masked."""
     cause = getattr(error, "cause", None)  # Ray's, of what a task raised, whose own message is a traceback
     error = cause if isinstance(cause, Exception) else error
     plain = isinstance(error, (PrunnetError, OSError, RuntimeError)) and not isinstance(error, RecursionError)
     text = " ".join(str(error).split()) if plain else ""
-    return text[:MESSAGE] or one_line(error)[:500]
+    return shown(text)[:MESSAGE] or one_line(error)[:500]

@@ -204,6 +204,8 @@ def train_here(
         return
     state = model_path.parent / f".{model_path.stem}-{recipe.training_hash()[:12]}"
     trainer = make_trainer(recipe, dataset, device)
+    for note in trainer.notes:
+        warnings.warn(note, DataWarning, stacklevel=2)
     # `state` itself held the only checkpoint once.
     folders = [folder for folder in (state, state / "0", state / "1") if (folder / "state.safetensors").exists()]
     whole, damaged = resume.intact(folders, recipe.training_hash())
@@ -233,9 +235,9 @@ def fitting(header: dict[str, Any], path: str, wanted: Preprocessing) -> None:
     """CheckpointError where a network was trained for images that are made in another way, or by no recipe."""
     trained, now = header["preprocessing"], wanted.to_json()
     if trained != now:
-        differs = sorted(key for key in now if trained.get(key) != now[key])
+        differs = sorted(key for key in {*trained, *now} if trained.get(key) != now.get(key))
         raise CheckpointError(
             f"checkpoint {path!r} was trained with other preprocessing: "
-            + ", ".join(f"{key} {trained.get(key)} (recipe: {now[key]})" for key in differs)
+            + ", ".join(f"{key} {trained.get(key)} (recipe: {now.get(key)})" for key in differs)
         )
     check(SweptHeader, header, path)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from prunnet.errors import CheckpointError
 from prunnet.seal import tensors_header
-from prunnet.storage import local
+from prunnet.storage import local, place
 
 METHOD_VERSION = 1
 """Part of every key and of every training's hash; raised by hand when a change makes earlier results wrong or
@@ -63,6 +63,8 @@ def calibrations_of(path: str | Path | None) -> list[str]:
 def _header_of(path: str | Path) -> dict[str, Any]:
     file = Path(local(path))
     try:
+        if not file.is_file():  # a pipe would be waited for
+            raise FileNotFoundError(file)
         with safe_open(str(file), framework="np") as opened:
             header = tensors_header(file, opened.metadata(), header_only=True)
         return {"weights_sha": header["weights_sha"], **header}
@@ -75,6 +77,8 @@ def _header_of(path: str | Path) -> dict[str, Any]:
 def of_file(path: str | Path) -> str:
     """SHA-256 (hex) of a file's bytes; CheckpointError where it cannot be read."""
     try:
+        if not place(path).is_file():  # a pipe would be waited for
+            raise CheckpointError(f"{str(path)!r} is not a file")
         with local(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

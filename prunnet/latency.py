@@ -196,6 +196,6 @@ def _peak(cut: Subnetwork, preprocessing: Preprocessing, folder: Path) -> int | 
         return torch.cuda.max_memory_allocated(cut.device)
     path = folder / "net.pt"
     torch.save(net, path)  # our own file, of a moment ago, read by our own process
-    command = [sys.executable, "-c", _PROBE, str(path), *map(str, shape)]
+    command = [sys.executable, "-P", "-c", _PROBE, str(path), *map(str, shape)]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     return int(found.stdout) if found.returncode == 0 else None  # a system that does not count peaks

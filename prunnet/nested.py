@@ -183,7 +183,10 @@ def read_header(data: bytes, path: str) -> tuple[dict[str, Any], int]:
         raise CheckpointError(f"{path!r} ends within its header")
     if hashlib.sha256(said).digest() != data[fixed - 32 : fixed]:
         raise CheckpointError(f"{path!r} is damaged: its header does not have the hash that stands before it")
-    header = json.loads(said)
+    try:
+        header = json.loads(said)
+    except ValueError:
+        raise CheckpointError(f"{path!r} is not a progressive file: its header is not JSON") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path!r} is not a progressive file: its header is a {type(header).__name__}")
     return header, fixed + length

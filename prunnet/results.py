@@ -27,7 +27,7 @@ from prunnet.gains import p_up as p_up
 from prunnet.gains import update_gain as update_gain
 from prunnet.hashing import METHOD_VERSION, of_json
 from prunnet.spreadsheet import plain_cell as plain_cell
-from prunnet.storage import place, shown
+from prunnet.storage import place, read_file, shown
 
 SCHEMA_VERSION = 2
 
@@ -158,7 +158,7 @@ def _write(table: pa.Table, path: Path, compression: str = "snappy") -> None:
 
 def _read_part(path: Path) -> pa.Table:
     try:
-        content = path.read_bytes()
+        content = read_file(path)
         if seal.whole(content) is False:
             raise ValueError("its bytes do not have the hash that it carries")
         table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)

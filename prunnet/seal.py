@@ -18,11 +18,14 @@ from typing import Any, BinaryIO
 
 from prunnet.atomic import put_in_place
 from prunnet.errors import ConfigError
+from prunnet.storage import read_file
 
 _DIGITS = 64
 _ZEROS = b"0" * _DIGITS
 _MARK = b"prunnet-seal:"
 _COMMENT = "# "
+_FIRST = _COMMENT.encode() + _MARK
+"""How sealed YAML starts."""
 BLANK = (_MARK + _ZEROS).decode()
 """What a writer puts into a file for `close` to fill in."""
 
@@ -32,9 +35,9 @@ _LENGTH = 8
 
 
 def close(path: Path) -> None:
-    """Fills in the last blank seal of a file that was just written."""
+    """Fills in the blank seal of a file that was just written: the first of YAML, the last of anything else."""
     content = path.read_bytes()
-    at = content.rfind(BLANK.encode())
+    at = (content.find if content.startswith(_FIRST) else content.rfind)(BLANK.encode())
     assert at >= 0, "the writer left a blank seal"
     with path.open("r+b") as file:
         file.seek(at + len(_MARK))
@@ -43,7 +46,7 @@ def close(path: Path) -> None:
 
 def whole(content: bytes) -> bool | None:
     """Whether a file's bytes have the hash that they carry; None where they carry none."""
-    at = content.rfind(_MARK)
+    at = (content.find if content.startswith(_FIRST) else content.rfind)(_MARK)
     if at < 0:
         return None
     at += len(_MARK)
@@ -61,7 +64,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """What `write_json` wrote; OSError or ValueError for a file that is not there, torn or damaged."""
-    content = path.read_bytes()
+    content = read_file(path)
     if whole(content) is False:
         raise ValueError("its bytes do not have the hash that it carries")
     value = json.loads(content)
@@ -79,15 +82,14 @@ def write_yaml(path: Path, text: str) -> None:
 
 def read_text(path: Path) -> str:
     """The text of a recipe without its seal; ConfigError where it has one (`write_yaml`) and was changed since."""
-    content = path.read_bytes()
-    start = f"{_COMMENT}{_MARK.decode()}".encode()
-    if start.startswith(content) or (content.startswith(start) and not whole(content)):
+    content = read_file(path)
+    if _FIRST.startswith(content) or (content.startswith(_FIRST) and not whole(content)):
         raise ConfigError(
             f"{str(path)!r} is empty, or not as prunnet wrote it: its first line is a hash of the others; if the "
             "change is yours, remove that line"
         )
     text = content.decode("utf-8")
-    return text.partition("\n")[2] if content.startswith(start) else text
+    return text.partition("\n")[2] if content.startswith(_FIRST) else text
 
 
 def _write(path: Path, text: str) -> None:

@@ -7,6 +7,7 @@ that is made once a machine (`local`). An object store has no rename: a file is 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -20,13 +21,40 @@ from typing import Any, cast
 from prunnet.errors import ConfigError, one_line
 from prunnet.redact import is_masked, shown
 
-__all__ = ["cache", "is_url", "local", "lock_file", "place", "private_folder", "remove", "shown", "upload"]
+__all__ = [
+    "at_once",
+    "cache",
+    "is_url",
+    "local",
+    "lock_file",
+    "place",
+    "private_folder",
+    "read_file",
+    "remove",
+    "shown",
+    "upload",
+]
 
 
 def is_url(where: str | Path) -> bool:
     """Whether it is on an object store; `file://` is not."""
     text = str(where)
     return "://" in text and not text.startswith("file://")
+
+
+def at_once(path: str, flags: int) -> int:
+    """An opener (of `open`) that does not wait for who writes to a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file. OSError where it is no plain file: reading a pipe could take for ever."""
+    if is_url(path):
+        return path.read_bytes()
+    with open(path, "rb", opener=at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "no plain file", str(path))
+        return file.read()
 
 
 def place(where: str | Path) -> Path:
@@ -143,8 +171,11 @@ def private_folder(name: str) -> Path:
 def lock_file(path: Path) -> Iterator[int]:
     """The descriptor of a file to lock, made if it is not there. OSError where it is a symbolic link, which somebody
     may have put there to have another file opened, or cannot be written."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    flags = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    descriptor = os.open(path, flags, 0o666)
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "no plain file", str(path))
         os.utime(descriptor)  # it is opened for reading, since a file system can become read-only under a job
         yield descriptor
     finally:

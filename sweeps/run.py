@@ -6,6 +6,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pydantic import AfterValidator, BaseModel
 from cluster.ending import Stopped, end, family, stoppable
 from cluster.session import in_submitted_job
 from prunnet.config import Recipe
-from prunnet.errors import ConfigError, from_outside, told
+from prunnet.errors import ConfigError, DataWarning, from_outside, told
 from prunnet.hashing import of_json
 from prunnet.seal import read_json, write_json, write_yaml
 from prunnet.storage import is_url, lock_file, place, private_folder, shown
@@ -98,12 +99,28 @@ def one_line_errors() -> Iterator[None]:
     `prunnet.errors.from_outside`), 130 after Ctrl-C, 143 after SIGTERM. All commands run inside."""
     any_encoding()
     try:
-        with stoppable(), _without_traceback():
+        with stoppable(), _notes_as_lines(), _without_traceback():
             yield
     except Stopped as stopped:
         end({*stopped.family, *family()}, patience=1)
         Console(stderr=True).print(str(stopped), style="yellow")
         sys.exit(stopped.code)
+
+
+@contextmanager
+def _notes_as_lines() -> Iterator[None]:
+    """What prunnet warns of is printed as notes are, without the place in the source."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, DataWarning):
+                Console(stderr=True).print(f"note: {message}", style="yellow")
+            else:
+                others(message, category, *where, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 @contextmanager

@@ -8,12 +8,11 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import yaml
-
 from prunnet.atomic import write_text
 from prunnet.config import Recipe
 from prunnet.errors import ConfigError
 from prunnet.storage import is_url, remove
+from prunnet.yaml_reader import read_yaml
 
 MARK = ".prunnet-run"
 LOCK = ".lock"
@@ -25,7 +24,7 @@ MADE = (
     "training/**", "features/**",
     "results/part-*.parquet", "results/trial-*/part-*.parquet",
     # ablations and searches
-    "models/*.safetensors", "models/.*/state.safetensors",
+    "models/*.safetensors", "models/.*/**",
     "study.journal", "study.journal.lock", "trials.json", "search.*", "best.yaml",
     "front/trial-*.yaml", "trials/**", "tune/**",
     # layer-wise capacities
@@ -144,8 +143,7 @@ def _traces(folder: Path, names: Sequence[str]) -> Iterator[bool]:
 def _mapping(path: Path) -> dict[str, object]:
     """What a JSON or YAML file holds; nothing where it is torn or something else."""
     try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError):
+        found = json.loads(path.read_bytes()) if path.suffix == ".json" else read_yaml(path)
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

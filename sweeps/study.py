@@ -18,7 +18,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from prunnet.errors import ConfigError, one_line
-from prunnet.storage import is_url, shown
+from prunnet.storage import is_url, read_file, shown
 from sweeps.search_recipe import Search
 
 JOURNAL = "study.journal"
@@ -93,7 +93,7 @@ def journal(path: Path) -> JournalStorage:
 
 def _check_lines(path: Path) -> None:
     """Drops a last line without an end; ConfigError for any other line that is not as it was written."""
-    content = path.read_bytes()
+    content = read_file(path)
     *lines, last = content.split(b"\n")
     hashed = False
     for number, line in enumerate(lines, start=1):

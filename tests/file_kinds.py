@@ -57,7 +57,7 @@ class Kind:
 UNREAD = {
     "prunnet.embeddings:write_csv": "answers, for people",
     "sweeps.export:query": "contact sheet, for people",
-    "sweeps.capacity:draw": "figures, tables and page: made anew of results and manifest by `prunnet report`",
+    "sweeps.report_files:write_files": "figures, tables and page: made anew of results and manifest by `prunnet report`",
     "sweeps.search:draw": "figure and page: made anew of search.json by `prunnet report`",
     "sweeps.search:conclude": "trials.json, for other programs: made anew of the study by the same command",
     "sweeps.layerwise:conclude": "layerwise.json, for other programs: made anew by the same command",
@@ -66,7 +66,8 @@ UNREAD = {
     "analysis.plots:rendered": "figures, in memory",
     "analysis.comparison:write": "a document",
     "prunnet.latency:_peak": "a network for a process of this moment, in a folder of its own",
-    "prunnet.data.packed:_held": "a lock, empty",
+    "sweeps.run_folder:mark_folder": "a mark, whose name says all",
+    "cluster.checkpoints:mend": "Ray Train's list of checkpoints: made anew of the intact ones",
 }
 """Functions that write what no part of the project reads again: why damage to it changes no result."""
 HELPERS = (
@@ -130,7 +131,8 @@ def read_subnetwork(folder: Path) -> Any:
 
 def write_embeddings(folder: Path) -> Path:
     rows = np.eye(3, 4, dtype=np.float32)
-    return EmbeddingSet(rows, ("a/ä.png", "b.png", "c.png"), "images", {"weights_sha": "w", "matches": []}).save(folder)
+    said = {"weights_sha": "w", "matches": [], "embedding_dim": 4, "preprocessing": PREPROCESSING.to_json()}
+    return EmbeddingSet(rows, ("a/ä.png", "b.png", "c.png"), "images", said).save(folder)
 
 
 def read_embeddings(folder: Path) -> Any:
@@ -230,7 +232,9 @@ def write_begun(folder: Path) -> Path:
 
 
 def write_manifest(folder: Path) -> Path:
-    Run(folder).write_manifest({"name": "r", "unit_keys": ["k1", "k2"], "failures": [[0.2, "ä"]], "kept": {"0.2": 0.5}})
+    Run(folder).write_manifest(
+        {"name": "r", "unit_keys": ["k1", "k2"], "failures": [[0.2, "ä"]], "kept": {"0.2": {"a": 0.5}}}
+    )
     return folder / "manifest.json"
 
 

@@ -131,7 +131,7 @@ def points(study: optuna.Study) -> list[dict[str, float]]:
 
 
 def test_a_resumed_search_unpickles_nothing_of_its_journal(tmp_path: Path) -> None:
-    """Issue 15, A2: Optuna's CMA-ES keeps a pickle in the journal, and unpickles what stands there on resume."""
+    """Issue 15, number 2: Optuna's CMA-ES keeps a pickle in the journal, and unpickles what stands there on resume."""
     path, mark = tmp_path / "0.2.journal", tmp_path / "it ran"
     looked_at(path, 20, {"cma:optimizer:0": pickle.dumps(Touch(mark)).hex()})
     resumed = looked_at(path, 30)

@@ -135,7 +135,7 @@ class ImageFiles:
         found: dict[str, Any] = {"images": len(self), "labels": hashing.of_arrays(labels)}
         if not isinstance(self.files, Files):  # a store or an array, which know what they hold
             return {**found, "content": self.files.stamp(self.rows)}
-        root, names = self.files.root, self.files.names.take(pa.array(self.rows)).to_pylist()
+        root, names = self.files.root, self.files.names_of(self.rows)
         found |= {"names": hashing.of_json(names), "sizes": hashing.of_arrays({"sizes": root.sizes(names)})}
         copied = Path(root.path).is_relative_to(cache())  # then times are those of the copy, whose folder knows better
         times = Path(root.path).relative_to(cache()).parts[:1] if copied else root.times(names).tolist()

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from prunnet.data.names import MAX_BYTES, Walk, is_litter
 from prunnet.errors import DataError
+from prunnet.storage import at_once
 
 _AGAIN = "link(s) to what is listed already"
 _ABOVE = "link(s) to a folder above"
@@ -39,7 +40,7 @@ class Folder:
         return walker.found
 
     def read(self, name: str) -> bytes:
-        with open(os.path.join(self.path, name), "rb", opener=_at_once) as file:
+        with open(os.path.join(self.path, name), "rb", opener=at_once) as file:
             about = os.fstat(file.fileno())
             if not stat.S_ISREG(about.st_mode):
                 raise OSError(f"{name!r} is no file")
@@ -85,11 +86,6 @@ class Folder:
             return {}
         except OSError as error:
             raise DataError(f"folder {folder!r} in {self.path!r} cannot be listed ({error.strerror})") from None
-
-
-def _at_once(path: str, flags: int) -> int:
-    """Opens without waiting for who writes to a pipe."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 class _Walker:

@@ -122,7 +122,7 @@ class _Batch:
 
 @lru_cache(maxsize=512)
 def _mapped(pid: int, path: str, file: str) -> pa.Buffer:
-    return pa.memory_map(str(Path(path) / file)).read_buffer()
+    return pa.memory_map(os.fsencode(Path(path) / file)).read_buffer()
 
 
 @lru_cache(maxsize=256)
@@ -147,7 +147,7 @@ def _batch(pid: int, path: str, file: str, number: int, head: tuple[int, int, in
 def _heads(file: Path) -> list[list[int]]:
     """Of each batch of a shard: where it starts, how far it is to its images, and the checksum of that."""
     found = []
-    mapped = pa.memory_map(str(file)).read_buffer()
+    mapped = pa.memory_map(os.fsencode(file)).read_buffer()
     source = pa.BufferReader(mapped)
     source.seek(_MAGIC)
     schema = pa.ipc.read_schema(source)
@@ -168,6 +168,15 @@ def read(root: str | Path) -> Listing:
     manifest = _manifest(path)
     if wrong := _damaged_lists(path, manifest):
         raise DataError(f"{wrong[0]} in {str(path)!r}; pack the data set again")
+    try:
+        return _described(path, manifest)
+    except (KeyError, IndexError, TypeError, AttributeError, UnicodeError, pa.ArrowException) as error:
+        raise DataError(
+            f"{str(path / MANIFEST)!r} has another form ({one_line(error)[:100]}); pack the data set again"
+        ) from None
+
+
+def _described(path: Path, manifest: dict[str, Any]) -> Listing:
     splits = {}
     for name, split in manifest["splits"].items():
         queries, gallery = _part(path, split["queries"]), None
@@ -178,6 +187,8 @@ def read(root: str | Path) -> Listing:
     parts = {name: manifest[name] and _part(path, manifest[name]) for name in ("train", "pool")}
     classes = unpacked_names(_table(path / "classes.arrow")["name"].combine_chunks())
     store = Store(str(path), tuple(manifest["shards"]))
+    if len(store) != manifest["images"]:
+        raise DataError(f"{str(path / MANIFEST)!r}: shards of {len(store)} images, not {manifest['images']!r}")
     expected, notes = manifest["expected"], tuple(manifest["notes"])
     more = manifest["more"]
     return Listing(manifest["name"], store, classes, parts["train"], splits, parts["pool"], expected, notes, more)
@@ -185,7 +196,7 @@ def read(root: str | Path) -> Listing:
 
 def _damaged_lists(path: Path, manifest: dict[str, Any]) -> list[str]:
     files = manifest["files"].items()
-    return [f"{f}: missing or damaged" for f, sha in files if not (path / f).exists() or of_file(path / f) != sha]
+    return [f"{f}: missing or damaged" for f, sha in files if not (path / f).is_file() or of_file(path / f) != sha]
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -195,7 +206,7 @@ def _manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         own = manifest.pop("sha256")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{str(file)!r} is damaged ({type(error).__name__}); pack the data set again") from None
     if own != hashing.of_json(manifest):
         raise DataError(f"{str(file)!r} is damaged: its checksum differs; pack the data set again")
@@ -245,7 +256,7 @@ class _ToldStore(BaseModel):
 
 def _table(file: Path) -> pa.Table:
     try:
-        return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+        return pa.ipc.open_file(pa.memory_map(os.fsencode(file))).read_all()
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise DataError(f"{str(file)!r} cannot be read ({type(error).__name__}); pack the data set again") from None
 
@@ -370,9 +381,21 @@ def _held(path: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _written(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatchWriter]:
+    """An Arrow file that is there whole or not at all."""
+    # Arrow takes paths that are not UTF-8 as bytes only.
+    with (
+        put_in_place(path) as temporary,
+        pa.OSFile(os.fsencode(temporary), "wb") as file,
+        pa.ipc.new_file(file, schema) as writer,
+    ):
+        yield writer
+
+
 def _shard(file: Path, listing: Listing, rows: IntArray) -> dict[str, Any]:
     if not file.exists():
-        with put_in_place(file) as temporary, pa.ipc.new_file(str(temporary), _SHARD) as writer:
+        with _written(file, _SHARD) as writer:
             for start in range(0, len(rows), BATCH):
                 writer.write_batch(_packed_batch(listing, rows[start : start + BATCH]))
     return {"file": file.name, "rows": len(rows), "sha256": of_file(file), "heads": _heads(file)}
@@ -402,7 +425,7 @@ def _finish(path: Path, listing: Listing, rows: IntArray, shards: list[dict[str,
     def keep(name: str, columns: Mapping[str, Any]) -> str:
         table = pa.table(dict(columns))
 
-        with put_in_place(path / name) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
+        with _written(path / name, table.schema) as writer:
             writer.write_table(table, max_chunksize=max(1, len(table)))
         hashes[name] = of_file(path / name)
         return name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from typing import Any
 
@@ -68,6 +68,8 @@ class Preprocessing:
     @classmethod
     def from_json(cls, values: Any) -> Preprocessing:
         """What `to_json` gave; CheckpointError for anything else."""
+        if isinstance(values, dict) and (foreign := set(values) - {field.name for field in fields(cls)}):
+            raise CheckpointError(f"preprocessing with {sorted(map(str, foreign))}: of a newer version of prunnet?")
         try:
             made = TypeAdapter(cls).validate_python(values)
         except ValidationError as error:
