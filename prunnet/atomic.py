@@ -35,9 +35,9 @@ def put_in_place(path: Path) -> Iterator[Path]:
 
 
 def check_output(path: str | Path, what: str) -> None:
-    """ConfigError where `put_in_place` could not write a file: a folder, a device or a pipe is there, or a file where a folder must be, or
-    the folder takes no files. To be called before the work whose result goes there. Nothing is left behind. An object
-    store is not asked.
+    """ConfigError where `put_in_place` could not write a file: a folder, a device or a pipe is there, or a file where a
+    folder must be, or the folder takes no files. To be called before the work whose result goes there. Nothing is left
+    behind. An object store is not asked.
 
     Args:
         what: which argument or key names it, for the message.

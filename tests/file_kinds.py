@@ -57,7 +57,7 @@ class Kind:
 UNREAD = {
     "prunnet.embeddings:write_csv": "answers, for people",
     "sweeps.export:query": "contact sheet, for people",
-    "sweeps.report_files:write_files": "figures, tables and page: made anew of results and manifest by `prunnet report`",
+    "sweeps.report_files:write_files": "figures, tables and page: made anew of results by `prunnet report`",
     "sweeps.search:draw": "figure and page: made anew of search.json by `prunnet report`",
     "sweeps.search:conclude": "trials.json, for other programs: made anew of the study by the same command",
     "sweeps.layerwise:conclude": "layerwise.json, for other programs: made anew by the same command",

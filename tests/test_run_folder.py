@@ -23,7 +23,12 @@ SAMPLES = [
     *("recipe.yaml", "manifest.json", "model.safetensors", "model-0.4.safetensors", "pareto.png", "report.html"),
     *("paper/rows.csv", "paper/matrix.svg", "training/train-ab12/checkpoint_1/state.safetensors"),
     *("features/ab12/queries.npy", "results/part-0a.parquet", "results/trial-s-1/part-0b.parquet"),
-    *("models/ab12.safetensors", "models/.ab12-cd34/state.safetensors", "models/.ab12.safetensors.17-0af3.tmp"),
+    *(
+        "models/ab12.safetensors",
+        "models/.ab12-cd34/state.safetensors",
+        "models/.ab12-cd34/0/state.safetensors",
+        "models/.ab12.safetensors.17-0af3.tmp",
+    ),
     *("study.journal", "trials.json", "search.json", "search.svg", "best.yaml", "front/trial-0001.yaml"),
     *("trials/0001/error.txt", "tune/tuner.pkl", "layerwise/0.2.journal", "layerwise/0.2.safetensors"),
 ]
