@@ -266,6 +266,8 @@ class _Tracer:
             fused, out = getattr(module, "qkv", None), getattr(module, "proj", None)
             if not (isinstance(fused, nn.Linear) and isinstance(out, nn.Linear) and hasattr(module, "num_heads")):
                 continue
+            if f"{name}.qkv" not in self.layers:
+                continue  # used through its weight (EVA, BEiT), so nobody sees what it puts out
             extra = [getattr(module, part, None) for part in ("q_norm", "k_norm", "norm", "gate", "rope", "rotary_emb")]
             plain = all(part is None or isinstance(part, nn.Identity) for part in extra)
             if plain and fused.out_features == 3 * out.in_features and out.in_features % _heads(module) == 0:

@@ -197,7 +197,9 @@ class RetrievalNet(nn.Module):
             options=arguments["options"],
             image_size=image_size,
         )
-        return cls(model.backbone, classes, **arguments, **({} if said == seen else {"features": seen}))
+        if said != seen:
+            arguments["features"] = seen
+        return cls(model.backbone, classes, **arguments)
 
 
 def sized_options(model: ModelConfig, image_size: int) -> dict[str, Any]:

@@ -1,0 +1,95 @@
+"""Any timm model trains and is cut, or says in one line why not; docs/BACKBONES.md has a model of every family."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmarks.backbones import MODELS
+from prunnet.backbones import inspect_granularities
+from prunnet.config import ModelConfig
+from prunnet.errors import ConfigError
+from prunnet.nets import RetrievalNet
+from sweeps.cli import app
+from tests.conftest import REPOSITORY
+
+
+def made(name: str, image_size: int = 64, granularity: str = "weight", **options: object) -> RetrievalNet:
+    return RetrievalNet.from_config(
+        ModelConfig(backbone=name, options=options),
+        classes=3,
+        in_chans=1,
+        score_init=None,
+        seed=0,
+        image_size=image_size,
+        granularity=granularity,
+    )
+
+
+@pytest.mark.parametrize("name", ["lcnet_035", "ghostnet_050", "mobilenetv4_conv_small_035", "test_mambaout"])
+def test_a_backbone_gives_out_more_than_its_num_features(name: str) -> None:
+    """Issue 15, number 13: the neck was made for `num_features`, before a further layer of the head."""
+    net = made(name).eval()
+    assert net.neck[0].in_features != net.backbone.num_features  # type: ignore[union-attr]
+    assert net.embed(torch.randn(2, 1, 64, 64)).shape == (2, 256)
+    assert "features" not in net.spec
+
+
+def test_what_comes_out_counts_where_timm_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prunnet.nets._features_of", lambda _: 7)
+    net = made("test_resnet").eval()
+    monkeypatch.undo()
+    assert net.spec["features"] == net.backbone.num_features
+    again = RetrievalNet(**net.spec).eval()
+    again.load_state_dict(net.state_dict())
+    images = torch.randn(2, 1, 64, 64)
+    assert torch.equal(again.embed(images), net.embed(images))
+
+
+def test_what_gives_no_vector_or_takes_no_such_image_is_said_in_one_line() -> None:
+    """Issue 15, number 13: seen on one image in the driver, before Ray starts."""
+    for name, options, says in (
+        ("test_resnet", {"global_pool": ""}, r"gives \[1, \d+, \d+, \d+\] for an image of 1 x 64 x 64 pixels"),
+        ("test_vit", {"img_size": 160}, r"does not take an image of 1 x 64 x 64 pixels: .*; valid: another"),
+    ):
+        with pytest.raises(ConfigError, match=says) as caught:
+            made(name, **options)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "channel"),
+    [
+        ("test_resnet", {}, None),
+        ("lcnet_035", {}, None),
+        # The fused qkv is used through its weight, and LayerNorm mixes what the embedding makes.
+        ("eva02_tiny_patch14_224", {"depth": 1, "img_size": 56}, "can be cut|cannot be"),
+    ],
+)
+def test_every_granularity_trains_a_step_and_is_cut(name: str, options: dict[str, object], channel: str | None) -> None:
+    """Issue 15, number 13: EVA-02's layers that are used through their weights broke channel tracing."""
+    said = dict(inspect_granularities(ModelConfig(backbone=name, options=options), 56, 3))
+    assert said["weight"] is said["nm"] is said["kernel"] is None
+    if said["channel"] is not None:
+        assert channel is not None, said
+        assert re.search(channel, said["channel"])
+        assert "\n" not in said["channel"]
+
+
+def test_doctor_tries_every_granularity_out() -> None:
+    arguments = ["doctor", "backbone", "test_resnet", "--image-size", "64", "--train", "--set", "model.embedding_dim=8"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    for granularity in ("weight", "nm", "kernel", "channel"):
+        assert f"granularity {granularity}: works" in result.stdout
+
+
+def test_the_documents_table_holds_the_models_that_the_command_looks_at() -> None:
+    page = (REPOSITORY / "docs" / "BACKBONES.md").read_text()
+    named = re.findall(r"^\| `(\w+)`", page, flags=re.MULTILINE)
+    assert sorted(named) == sorted(MODELS.split())
+    assert len(named) >= 60
+    assert not re.search("TRACEBACK|HANGS|EXIT", page)
