@@ -39,8 +39,8 @@ def damaged(whole: bytes, flips: int) -> Iterator[tuple[str, bytes]]:
 def test_a_damaged_file_is_refused_in_one_line_or_repaired(
     kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Issue 15, numbers 4, 5 and 6: 5 in 5 damaged embedding sets, 23 of 400 parts of results, 60 of 60 checkpoints were used,
-    167 of 250 journals ended in a traceback, and two packed shards in an abort."""
+    """Issue 15, numbers 4, 5 and 6: 5 in 5 damaged embedding sets, 23 of 400 parts of results, 60 of 60 checkpoints
+    were used, 167 of 250 journals ended in a traceback, and two packed shards in an abort."""
     quiet_optuna()
     monkeypatch.setattr("prunnet.data.packed.ROWS", 8)
     monkeypatch.setattr("prunnet.data.packed.BATCH", 4)
