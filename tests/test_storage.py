@@ -119,7 +119,7 @@ def test_a_run_lies_on_the_store_and_is_held_by_one_driver(bucket: Path) -> None
     with open_run(recipe) as run:
         assert str(run.folder) == f"{bucket}/here"
         run.write_recipe(recipe)
-        run.write_manifest({"name": "here", "unit_keys": []})
+        run.write_manifest({"name": "here", "unit_keys": [], "failures": []})
         with pytest.raises(ConfigError, match="another job is at work"), open_run(recipe):
             pass
     assert Run(storage.place(f"{bucket}/here")).manifest()["name"] == "here"
