@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from prunnet import seal
 from prunnet.atomic import check_output as check_output
 from prunnet.atomic import put_in_place
-from prunnet.errors import ConfigError, ResultsError
+from prunnet.errors import ConfigError, ResultsError, echo
 from prunnet.errors import from_outside as from_outside
 from prunnet.errors import told as told
 from prunnet.gains import p_1 as p_1
@@ -182,13 +182,18 @@ def _read_part(path: Path) -> pa.Table:
 
 
 def check_tests(table: pa.Table, where: str | Path) -> None:
-    """ResultsError where a row is of no test, since it has no capacity, or a number is infinite."""
+    """ResultsError where a row is of no test: it has no capacity, an infinite number, or capacities that are none."""
     for name in ("query_capacity", "gallery_capacity"):
         if table[name].null_count or pc.any(pc.is_nan(table[name])).as_py():
             raise ResultsError(f"{str(where)!r} has rows without {name}: they are of no test")
     for name in _REAL.split():
         if pc.any(pc.is_inf(table[name])).as_py():
             raise ResultsError(f"{str(where)!r} has rows in which {name} is infinite")
+    for text in pc.unique(table["train_capacities"]).to_pylist():
+        try:
+            [float(part) for part in (text or "").split(",") if part]
+        except ValueError:
+            raise ResultsError(f"{str(where)!r} has rows in which train_capacities is {echo(text)}") from None
 
 
 def _one_row_a_key(table: pa.Table) -> pa.Table:
