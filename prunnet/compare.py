@@ -7,7 +7,7 @@ re-estimated on the data set's training images; a saved subnetwork is taken as i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -158,14 +158,15 @@ def seen_through(config: DataConfig, preprocessing: Preprocessing) -> DataConfig
         "invert": preprocessing.invert,
         "mean": None if default else means.pop(),
         "std": None if default else stds.pop(),
+        "background": "#{:02x}{:02x}{:02x}".format(*preprocessing.background),
     }
     return parse_recipe({"data": {**config.model_dump(), **changes}}).data
 
 
 def _notes(sides: dict[str, Side]) -> Iterator[str]:
-    reference = sides["query"].preprocessing.to_json()
+    reference = asdict(sides["query"].preprocessing)
     for name, side in sides.items():
-        other = side.preprocessing.to_json()
+        other = asdict(side.preprocessing)
         if differs := [key for key in reference if reference[key] != other[key]]:
             said = ", ".join(f"{key} {other[key]} (query: {reference[key]})" for key in differs)
             yield f"preprocessing of {name} differs: {said}; each side sees the images through its own"

@@ -49,7 +49,9 @@ def check_colour(value: str) -> str:
 
 Capacity = Annotated[float, AfterValidator(check_capacity)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, lt=2**63)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Pixels = Annotated[int, Field(ge=8, le=16_384)]
 
 
 class Section(BaseModel):
@@ -66,9 +68,9 @@ class DataConfig(Section):
     """cifar100, omniglot: fetch what is not in `root`."""
     boxes: bool = False
     """inshop: cut every image to its box."""
-    image_size: Annotated[int, Field(ge=8)] = 32
+    image_size: Pixels = 32
     """Pixels, side of the square that the network sees."""
-    resize: int | None = None
+    resize: Annotated[int, Field(le=16_384)] | None = None
     """Pixels of the shorter side before the crop to image_size; None: image_size, no crop."""
     channels: Literal[1, 3] = 1
     invert: bool = False
@@ -78,10 +80,10 @@ class DataConfig(Section):
     mean: float | None = None
     """Pixel mean in [0, 1]; None: 0.5 (grey) or ImageNet's (colour)."""
     std: float | None = None
-    seed: int = 0
+    seed: Seed = 0
     images_per_class: Positive = 20
     """glyphs, colour_glyphs: images rendered a class."""
-    classes: Annotated[int, Field(ge=2)] = 400
+    classes: Annotated[int, Field(ge=2, lt=2**63)] = 400
     """glyphs, colour_glyphs: training classes (letters), at most."""
     holdout: Literal["class", "top_folder", "list"] = "class"
     """imagefolder only: what `test` and `validation` name: class folders, top folders, or text files with
@@ -162,7 +164,7 @@ class TrainConfig(Section):
     sampling: Literal["shuffled", "balanced"] = "shuffled"
     """balanced: P x K batches, `per_class` images of each of batch_size / per_class classes, all classes equally often;
     for losses that compare images within a batch."""
-    per_class: Annotated[int, Field(ge=2)] = 4
+    per_class: Annotated[int, Field(ge=2, lt=2**63)] = 4
     """balanced only: K."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.1
@@ -204,8 +206,8 @@ class TrainConfig(Section):
     """sfsc only: what the weight of the KL term is annealed to, over the first half of the training."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast and channels-last where the CPU has bf16 instructions or there is a GPU."""
-    seed: int = 0
-    checkpoint_every_steps: Annotated[int, Field(ge=1)] | None = None
+    seed: Seed = 0
+    checkpoint_every_steps: Positive | None = None
     """Checkpoints inside an epoch too, beside the one at its end."""
     checkpoint_every_minutes: Annotated[float, Field(gt=0)] | None = None
 
@@ -259,7 +261,7 @@ class SweepConfig(Section):
     """Test on this data set instead of the one in `data`: a network trained on gldv2 on roxford5k, say."""
     root: str | None = None
     """Its folder, .zip or packed store."""
-    long_side: Annotated[int, Field(ge=8)] | None = None
+    long_side: Pixels | None = None
     """Test on whole images, brought down to so many pixels along their longer side, instead of the centre crop."""
     scales: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0,)
     """Average the embeddings of each image at these sizes."""
@@ -278,7 +280,7 @@ class SweepConfig(Section):
     before the evaluation begins."""
     measure_threads: Positive = 1
     batch_size: Positive = 256
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _some_capacity(self) -> SweepConfig:
@@ -294,15 +296,15 @@ class ClusterConfig(Section):
     """Data-parallel training processes."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
-    loaders: Annotated[int, Field(ge=0)] = 0
+    loaders: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Processes that decode images for each training worker, where they are files; 0: threads of the worker."""
     actors: Positive = 2
     """Evaluation actors."""
     cpus_per_actor: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0.0
-    max_failures: Annotated[int, Field(ge=0)] = 3
+    max_failures: Annotated[int, Field(ge=0, lt=2**63)] = 3
     """Worker failures that a training survives."""
-    preemption_steps: Annotated[int, Field(ge=0)] = 25
+    preemption_steps: Annotated[int, Field(ge=0, lt=2**63)] = 25
     """Steps between looks whether a node is about to be taken away, which is answered by a checkpoint; 0: never."""
     attempts: Positive = 3
     """Times that a capacity is tried before it is reported as failed."""

@@ -206,8 +206,8 @@ def fitting(header: dict[str, Any], path: str, wanted: Preprocessing) -> None:
     """CheckpointError where a network was trained for images that are made in another way."""
     trained, now = header["preprocessing"], wanted.to_json()
     if trained != now:
-        differs = sorted(key for key in now if trained.get(key) != now[key])
+        differs = sorted(key for key in {*trained, *now} if trained.get(key) != now.get(key))
         raise CheckpointError(
             f"checkpoint {path!r} was trained with other preprocessing: "
-            + ", ".join(f"{key} {trained.get(key)} (recipe: {now[key]})" for key in differs)
+            + ", ".join(f"{key} {trained.get(key)} (recipe: {now.get(key)})" for key in differs)
         )

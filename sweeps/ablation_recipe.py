@@ -11,7 +11,7 @@ import pyarrow as pa
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prunnet.config import Recipe, apply_override, changed, explain, parse_recipe
+from prunnet.config import Recipe, Seed, apply_override, changed, explain, parse_recipe
 from prunnet.errors import ConfigError
 from prunnet.experiments import Trial
 from prunnet.methods import METHODS
@@ -29,7 +29,7 @@ class Tuning(BaseModel):
     values: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
     values_of: dict[str, tuple[float, ...]] = {}
     """As many others for some methods, where the best of `values` lay at their edge."""
-    seed: int = 0
+    seed: Seed = 0
     set: Changes = {}
     """Further changes while tuning, such as fewer epochs."""
 

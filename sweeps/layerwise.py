@@ -223,7 +223,7 @@ def main(
     evaluations: Annotated[int, typer.Option(help="Vectors looked at, for each budget.")] = 200,
     grouping: Annotated[str, typer.Option(help="A share for every layer, or for every block: layer, block.")] = "layer",
     sampler: Annotated[str, typer.Option(help="Optuna's: cmaes, tpe, random.")] = "cmaes",
-    seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the sampler.")] = 0,
 ) -> None:
     """Layer-wise capacities under a MACs budget, without training."""
     with one_line_errors():

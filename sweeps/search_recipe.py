@@ -166,7 +166,7 @@ class Sampler(_Part):
     """Optuna's, by name."""
 
     name: Literal["tpe", "nsga2", "random"] = "tpe"
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     startup: Annotated[int, Field(ge=1)] | None = None
     """tpe: random trials before it models; None: a quarter of the trials."""
     population: Annotated[int, Field(ge=2)] | None = None
@@ -175,7 +175,7 @@ class Sampler(_Part):
     def make(self, trials: int, begun: int = 0) -> optuna.samplers.BaseSampler:
         """For a search of so many trials, of which some have begun: a sampler that starts anew must not draw what it
         drew before."""
-        seed = self.seed + 7919 * begun
+        seed = (self.seed + 7919 * begun) % 2**32  # what numpy takes
         if self.name == "random":
             return optuna.samplers.RandomSampler(seed=seed)
         if self.name == "nsga2":

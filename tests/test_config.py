@@ -126,3 +126,24 @@ def test_scores_of_channels_start_as_norms_and_learn_slowly_unless_said_otherwis
     assert (fast.train.score_rate, fast.train.score_init) == (0.1, "kaiming_uniform")
     same = load_recipe(None, ["train.granularity=channel", "train.score_lr=0.001"])
     assert same.training_hash() == slow.training_hash() != fast.training_hash()
+
+
+@pytest.mark.parametrize("key", ["data.seed", "train.seed", "sweep.seed"])
+@pytest.mark.parametrize("value", [-1, 2**63, 10**30])
+def test_seeds_that_no_generator_takes_are_refused(key: str, value: int) -> None:
+    """Issue 15, number 18: data.seed=-1, and integers beyond 64 bits."""
+    with pytest.raises(
+        ConfigError, match=rf"{key}: .*(greater than or equal to 0|less than) .*\(given: {value}\)"
+    ) as caught:
+        load_recipe(None, [f"{key}={value}"])
+    assert "\n" not in str(caught.value)
+    assert load_recipe(None, [f"{key}={2**63 - 1}"])
+
+
+@pytest.mark.parametrize(
+    "key", ["train.batch_size", "data.classes", "data.image_size", "data.resize", "cluster.loaders"]
+)
+def test_integers_beyond_64_bits_are_refused(key: str) -> None:
+    """Issue 15, number 18."""
+    with pytest.raises(ConfigError, match=rf"{key}: Input should be less than"):
+        load_recipe(None, [f"{key}={10**30}"])

@@ -13,11 +13,13 @@ import pytest
 from PIL import EpsImagePlugin, Image, ImageDraw
 
 from prunnet import data
+from prunnet.compare import seen_through
 from prunnet.config import DataConfig, Recipe, parse_recipe
 from prunnet.data import transforms
 from prunnet.data.decode import decoded, formats, suffixes
 from prunnet.data.transforms import LONGEST, Preprocessing
-from prunnet.errors import ConfigError, DataError
+from prunnet.errors import CheckpointError, ConfigError, DataError
+from prunnet.families import fitting
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SIZE = (23, 17)
@@ -146,6 +148,10 @@ def test_the_background_is_a_key_that_leaves_hashes_alone_at_its_default() -> No
     assert Preprocessing.from_json(seen[1].to_json()) == seen[1]
     assert seen[0].sha().startswith("780bfbbadd4fa68f")  # as before there was a choice
     assert seen[1].sha() != seen[0].sha()
+    for preprocessing in seen:  # networks are compared through the images that each was trained for
+        assert Preprocessing.from_config(seen_through(DataConfig(), preprocessing)) == preprocessing
+    with pytest.raises(CheckpointError, match=r"other preprocessing: background \[0, 0, 0\] \(recipe: None\)"):
+        fitting({"preprocessing": seen[1].to_json()}, "x", seen[0])
     plain, other = (parse_recipe({"data": {"background": colour}}) for colour in ("white", "Black"))
     assert plain.training_hash() == Recipe().training_hash() != other.training_hash()
     assert "background" not in plain.trained_part()["data"]

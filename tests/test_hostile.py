@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import random
 import struct
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunnet import data
+from prunnet import data, hashing
 from prunnet.config import DataConfig
+from prunnet.data import packed
 from prunnet.data.decode import MAX_PIXELS, decoded
 from prunnet.data.names import below
 from prunnet.data.pickles import unpickled
@@ -111,6 +115,95 @@ def test_a_ground_truth_of_another_form_ends_in_one_line(tmp_path: Path, change:
     with pytest.raises(DataError) as caught:
         data.read(DataConfig(name="roxford5k", root=str(root)))
     assert "\n" not in str(caught.value)
+
+
+LISTS = {
+    "gldv2": ("train_clean.csv", "index.csv", "test.csv", "retrieval_solution_v2.1.csv"),
+    "inshop": ("Eval/list_eval_partition.txt", "Anno/list_bbox_inshop.txt"),
+    "veri776": ("name_train.txt", "name_query.txt", "name_test.txt", "train_label.xml"),
+    "sop": ("Ebay_train.txt", "Ebay_test.txt"),
+    "cub200": ("images.txt", "image_class_labels.txt", "classes.txt"),
+}
+PICKLES = {
+    "roxford5k": ("gnd_roxford5k.pkl",),
+    "cifar100": ("cifar-100-python/train", "cifar-100-python/meta", "cifar-100-python/test"),
+}
+BYTES = [b"\xff", b"\0", b"9" * 30, b"-1", b"\r", b",", b'"', b"..", b"/", b"\\", b"\xe2\x80\xa8", b"<", b"&x;", b"1e5"]
+VALUES = [None, True, -1, 10**30, 1.5, float("nan"), "\ud800", b"x", [], [[1], [1, 2]], {"x": 1}, set(), 1j, [10**30]]
+VALUES += [np.array(5), np.zeros((2, 2)), np.array(["a"]), np.array([1.5]), np.array([10**18])]
+
+
+def scribbled(content: bytes, rng: random.Random) -> bytes:
+    """A list with some bytes replaced, its lines shuffled, or its end cut off."""
+    kind, changed = rng.randrange(4), bytearray(content)
+    if kind == 0:
+        return content[: rng.randrange(len(content))]
+    for _ in range(rng.randrange(1, 6)):
+        at = rng.randrange(len(changed) + 1)
+        changed[at : at + rng.randrange(4)] = rng.choice(BYTES)
+    lines = bytes(changed).split(b"\n")
+    if kind == 1:
+        rng.shuffle(lines)
+    return b"\n".join(lines)
+
+
+def replaced(tree: Any, rng: random.Random) -> Any:
+    """Nested containers with one value, anywhere, become another one."""
+    if isinstance(tree, dict) and tree and rng.random() < 0.85:
+        key = rng.choice(list(tree))
+        return {**tree, key: replaced(tree[key], rng)}
+    if isinstance(tree, (list, tuple)) and tree and rng.random() < 0.6:
+        at = rng.randrange(len(tree))
+        return [*tree[:at], replaced(tree[at], rng), *tree[at + 1 :]]
+    return rng.choice(VALUES)
+
+
+@pytest.mark.filterwarnings("ignore::prunnet.errors.DataWarning")
+@pytest.mark.parametrize("name", sorted({**LISTS, **PICKLES}))
+def test_lists_of_any_other_shape_are_read_or_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    """Issue 15, number 18: lists of other shapes inside data sets were IndexError, OverflowError, TypeError and so
+    on."""
+    root, rng = LAYOUTS[name](tmp_path), random.Random(0)
+    config = DataConfig(name=name, root=str(root), image_size=16, channels=3, boxes=name == "inshop")
+
+    def used() -> None:
+        listing = data.read(config)
+        for test in data.listing.tests(listing, data.Preprocessing.from_config(config)).values():
+            test.held().truth()
+
+    refused = 0
+    for _ in range(100):
+        file = root / rng.choice({**LISTS, **PICKLES}[name])
+        content = file.read_bytes()
+        if name in LISTS:
+            file.write_bytes(scribbled(content, rng))
+        else:
+            file.write_bytes(pickle.dumps(replaced(unpickled(content, "x"), rng)))
+        said = complaint(used)
+        assert said.encode().count(b"\n") == 0
+        refused += bool(said)
+        file.write_bytes(content)
+    assert 10 < refused < 100
+
+
+@pytest.mark.filterwarnings("ignore::prunnet.errors.DataWarning")
+@pytest.mark.parametrize("keyed", [True, False])
+def test_a_manifest_of_another_shape_is_refused_in_one_line(tmp_path: Path, keyed: bool) -> None:
+    """Issue 15, number 18: manifests of other shapes, with the right checksum too."""
+    packed.pack(data.whole(DataConfig(name="sop", root=str(LAYOUTS["sop"](tmp_path / "sop")))), tmp_path / "store")
+    file, rng = tmp_path / "store" / packed.MANIFEST, random.Random(0)
+    whole = json.loads(file.read_text())
+    del whole["sha256"]
+    plain = [value for value in VALUES if isinstance(value, (int, str, list, dict, type(None)))]
+    for number in range(60):
+        key = rng.choice(list(whole))
+        changed: Any = {**whole, key: rng.choice(plain)} if keyed else plain[number % len(plain)]
+        if isinstance(changed, dict):
+            changed = {**changed, "sha256": hashing.of_json(changed)}
+        file.write_text(json.dumps(changed))
+        said = complaint(lambda: data.whole(DataConfig(name="sop", root=str(tmp_path / "store"))))
+        assert "\n" not in said
+        assert said or key in ("expected", "more", "notes", "made_of", "format", "pool", "train")
 
 
 CLIMBING = ["../x", "a/../../x", "/etc/passwd", "..\\x", "C:\\x", "C:/x", "", "  ", "a\0b", "a/.."]

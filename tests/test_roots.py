@@ -370,13 +370,14 @@ def test_names_that_are_not_utf8_survive(odd: Path, tmp_path: Path) -> None:
     assert not unreadable(listing.files, listing.used_rows())
     loaded = data.load(config(odd, validation_fraction=0.0))
     assert sum(name.isprintable() for name in loaded.class_names) == 0
-    packed.pack(listing, tmp_path / "store")
-    store = data.whole(config(tmp_path / "store"))
+    place = tmp_path / os.fsdecode(b"st\xf6re")
+    packed.pack(listing, place)
+    store = data.whole(config(place))
     assert [store.files.name(row) for row in range(42)] == wanted
     assert list(store.classes) == list(listing.classes)
-    again = data.load(config(tmp_path / "store", validation_fraction=0.0))
+    again = data.load(config(place, validation_fraction=0.0))
     assert np.array_equal(again.train.read(np.arange(9)), loaded.train.read(np.arange(9)))
-    assert packed.verify(tmp_path / "store") == []
+    assert packed.verify(place) == []
 
 
 def test_errors_and_notes_of_such_names_can_be_printed(odd: Path) -> None:

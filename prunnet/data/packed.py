@@ -31,7 +31,7 @@ from prunnet.data.base import IntArray
 from prunnet.data.decode import size_of
 from prunnet.data.listing import Groups, Listing, Part, Split
 from prunnet.data.names import packed_names, unpacked_name, unpacked_names
-from prunnet.errors import DataError
+from prunnet.errors import DataError, one_line
 from prunnet.hashing import of_file
 
 VERSION = 1
@@ -115,7 +115,7 @@ class _Batch:
 
 @lru_cache(maxsize=512)
 def _mapped(pid: int, path: str, file: str) -> pa.ipc.RecordBatchFileReader:
-    return pa.ipc.open_file(pa.memory_map(str(Path(path) / file)))
+    return pa.ipc.open_file(pa.memory_map(os.fsencode(Path(path) / file)))
 
 
 @lru_cache(maxsize=256)
@@ -130,6 +130,15 @@ def read(root: str | Path) -> Listing:
     """The listing of a finished store; DataError for one that was never finished, is damaged or of another version."""
     path = Path(root).expanduser()
     manifest = _manifest(path)
+    try:
+        return _described(path, manifest)
+    except (KeyError, IndexError, TypeError, AttributeError, UnicodeError, pa.ArrowException) as error:
+        raise DataError(
+            f"{str(path / MANIFEST)!r} has another form ({one_line(error)[:100]}); pack the data set again"
+        ) from None
+
+
+def _described(path: Path, manifest: dict[str, Any]) -> Listing:
     splits = {}
     for name, split in manifest["splits"].items():
         queries, gallery = _part(path, split["queries"]), None
@@ -140,6 +149,8 @@ def read(root: str | Path) -> Listing:
     parts = {name: manifest[name] and _part(path, manifest[name]) for name in ("train", "pool")}
     classes = unpacked_names(_table(path / "classes.arrow")["name"].combine_chunks())
     store = Store(str(path), tuple(manifest["shards"]))
+    if len(store) != manifest["images"]:
+        raise DataError(f"{str(path / MANIFEST)!r}: shards of {len(store)} images, not {manifest['images']!r}")
     expected, notes = manifest["expected"], tuple(manifest["notes"])
     more = manifest["more"]
     return Listing(manifest["name"], store, classes, parts["train"], splits, parts["pool"], expected, notes, more)
@@ -154,7 +165,7 @@ def check_lists(root: str | Path) -> None:
 
 def _damaged_lists(path: Path, manifest: dict[str, Any]) -> list[str]:
     files = manifest["files"].items()
-    return [f"{f}: missing or damaged" for f, sha in files if not (path / f).exists() or of_file(path / f) != sha]
+    return [f"{f}: missing or damaged" for f, sha in files if not (path / f).is_file() or of_file(path / f) != sha]
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -164,18 +175,18 @@ def _manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         own = manifest.pop("sha256")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{str(file)!r} is damaged ({type(error).__name__}); pack the data set again") from None
     if own != hashing.of_json(manifest):
         raise DataError(f"{str(file)!r} is damaged: its checksum differs; pack the data set again")
-    if manifest["version"] != VERSION:
-        raise DataError(f"{str(path)!r} is a store of version {manifest['version']}; valid: {VERSION}")
+    if manifest.get("version") != VERSION or not isinstance(manifest.get("files"), dict):
+        raise DataError(f"{str(path)!r} is a store of version {manifest.get('version')!r}; valid: {VERSION}")
     return manifest
 
 
 def _table(file: Path) -> pa.Table:
     try:
-        return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+        return pa.ipc.open_file(pa.memory_map(os.fsencode(file))).read_all()
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{str(file)!r} cannot be read ({type(error).__name__}); pack the data set again") from None
 
@@ -300,9 +311,21 @@ def _held(path: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _written(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatchWriter]:
+    """An Arrow file that is there whole or not at all."""
+    # Arrow takes paths that are not UTF-8 as bytes only.
+    with (
+        put_in_place(path) as temporary,
+        pa.OSFile(os.fsencode(temporary), "wb") as file,
+        pa.ipc.new_file(file, schema) as writer,
+    ):
+        yield writer
+
+
 def _shard(file: Path, listing: Listing, rows: IntArray) -> dict[str, Any]:
     if not file.exists():
-        with put_in_place(file) as temporary, pa.ipc.new_file(str(temporary), _SHARD) as writer:
+        with _written(file, _SHARD) as writer:
             for start in range(0, len(rows), BATCH):
                 writer.write_batch(_packed_batch(listing, rows[start : start + BATCH]))
     return {"file": file.name, "rows": len(rows), "sha256": of_file(file)}
@@ -332,7 +355,7 @@ def _finish(path: Path, listing: Listing, rows: IntArray, shards: list[dict[str,
     def keep(name: str, columns: Mapping[str, Any]) -> str:
         table = pa.table(dict(columns))
 
-        with put_in_place(path / name) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
+        with _written(path / name, table.schema) as writer:
             writer.write_table(table, max_chunksize=max(1, len(table)))
         hashes[name] = of_file(path / name)
         return name
