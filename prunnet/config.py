@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from prunnet.colours import check_colour
 from prunnet.errors import ConfigError, echo, unknown
 from prunnet.hashing import METHOD_VERSION, calibrations_of, of_file, of_json, weights_sha_of
 from prunnet.methods import METHODS, revisions, settle
@@ -34,18 +34,6 @@ def check_density(granularity: str, capacities: Iterable[float]) -> None:
     """ConfigError where a granularity of scores does not have one of the capacities."""
     if granularity == "nm" and (odd := sorted(set(capacities) - {0.5, 1.0})):
         raise ConfigError(f"capacities {odd}: granularity 'nm' keeps 2 of 4 weights, so it has 0.5 (and 1.0) only")
-
-
-def check_colour(value: str) -> str:
-    """`value` as #rrggbb, else ConfigError."""
-    from PIL import ImageColor  # not before a recipe is read: Pillow takes longer to load than this module
-
-    channels: tuple[int, ...] = ()
-    with contextlib.suppress(ValueError):
-        channels = ImageColor.getrgb(value.strip())
-    if len(channels) != 3:
-        raise ConfigError(f"colour {value!r}; valid: a name such as white, or '#rrggbb', without transparency")
-    return "#{:02x}{:02x}{:02x}".format(*channels)
 
 
 Capacity = Annotated[float, AfterValidator(check_capacity)]

@@ -284,10 +284,10 @@ def _read_onnx(path: Path) -> Exported:
         stamped = {entry.key: entry.value for entry in model.metadata_props}.get(_KEY)
     except Exception as error:  # protobuf's own kinds of errors
         raise CheckpointError(f"{str(path)!r} is not a whole ONNX file ({one_line(error)[:80]})") from None
-    said = _checked(path, stamped, whole, lambda: _onnx_content(model))
     external = onnx.TensorProto.EXTERNAL
     if any(isinstance(m, onnx.TensorProto) and m.data_location == external for m in _messages(model)):
         raise CheckpointError(f"{str(path)!r} keeps weights in other files, which no export of prunnet's does")
+    said = _checked(path, stamped, whole, lambda: _onnx_content(model))
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

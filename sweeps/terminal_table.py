@@ -52,7 +52,7 @@ def print_table(
     least = sum(needs[head[at]] for at in kept)
     if console.is_terminal and least > console.width:
         table.width = least  # the terminal itself breaks the lines
-    console.print(table, soft_wrap=table.width is not None)
+    console.print(table, soft_wrap=not console.is_terminal or table.width is not None)
     if left_out:
         shown = ", ".join(name for name in head if name in left_out)
         console.print(f"{console.width} columns are too few for: {shown}", style="dim")

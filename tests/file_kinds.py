@@ -77,6 +77,7 @@ HELPERS = (
     "prunnet.seal:close",
     "prunnet.seal:close_tensors",
     "prunnet.checkpoint:save_tensors",
+    "prunnet.data.packed:_written",
 )
 """Functions through which others write."""
 

@@ -409,7 +409,7 @@ def test_embeddings_keep_such_names(odd: Path, tmp_path: Path) -> None:
     answers = query(read, read, 3)
     assert {answer.gallery for answer in answers} <= set(read.names)
     write_csv(answers, tmp_path / "answers.csv")
-    assert b"class\xe90/\xff\xfe.png" in (tmp_path / "answers.csv").read_bytes()
+    assert r"class\udce90/\udcff\udcfe.png" in (tmp_path / "answers.csv").read_text(encoding="utf-8")
     assert contact_sheet(read, read, answers, rows=len(read.names)).height > 100
     climbing = EmbeddingSet(read.embeddings, ("../" + read.names[0], *read.names[1:]), read.root, read.identity)
     with pytest.raises(DataError, match="no longer in"):

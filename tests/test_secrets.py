@@ -13,7 +13,6 @@ import pytest
 import timm
 import torch
 from optuna.trial import TrialState, create_trial
-from rich.console import Console
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -29,6 +28,7 @@ from prunnet.redact import restored
 from prunnet.storage import place, shown
 from sweeps.capacity import conclude, open_data, trained_networks
 from sweeps.cli import app
+from sweeps.printing import Console
 from sweeps.run import Run, absolute_paths, one_line_errors, open_run
 from sweeps.search import conclude as conclude_search
 from sweeps.search import make_job, trial_at
