@@ -77,7 +77,6 @@ HELPERS = (
     "prunnet.seal:close",
     "prunnet.seal:close_tensors",
     "prunnet.checkpoint:save_tensors",
-    "prunnet.data.packed:_written",
 )
 """Functions through which others write."""
 
@@ -321,7 +320,7 @@ KINDS = (
             f"packed data set: {file}",
             functools.partial(write_store, file=file),
             read_store,
-            ("prunnet.data.packed:_shard", "prunnet.data.packed:_finish", "prunnet.data.packed:keep"),
+            ("prunnet.data.packed:_written", "prunnet.data.packed:_finish", "prunnet.data.packed:keep"),
         )
         for file in PACKED
     ),

@@ -308,7 +308,8 @@ def test_no_size_of_gradients_leaves_the_range_of_float32(
         for gradient, exact in zip(single, double, strict=True):
             most = float(exact.abs().max())
             if 1e-35 < most < 1e37:  # else float32 has no such numbers
-                assert float((gradient - exact).abs().max()) <= 1e-4 * most
+                # The min-norm combination weighs a row by up to the square of its size, in float32.
+                assert float((gradient - exact).abs().max()) <= (1e-3 if how[1] == "mgda" else 1e-4) * most
     if block != "network" and how[1] != "mgda":
         wide = rows[0].double()
         slow = reference.integrate(wide, how[0], block, how[1], 0.5, order)
