@@ -158,8 +158,8 @@ class Masked(Objective):
                 return self._both.run(images[:2], tensors, torch.float32)[1]
 
             agrees = narrow is not None and narrow.agrees(learned, masked, features)
-            (shares,) = self.reducer.average([torch.tensor([float(agrees)], device=images.device)])
-            self._narrows = float(shares) == 1.0  # all workers alike, or they would send gradients of different sizes
+            # All workers alike, or they would send gradients of different sizes.
+            self._narrows = bool(self.reducer.gather(torch.tensor(float(agrees), device=images.device)).min())
         return narrow if self._narrows else None
 
     def _mask(self, index: int) -> int | None:
