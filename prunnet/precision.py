@@ -68,8 +68,8 @@ def settle(
     for dtype, chosen in choices:  # the same on all workers, which all look at each
         slow = precision == "auto" and dtype == torch.bfloat16 and not fast
         fault = None if slow else fault_of(net, device, image_size, batch, dtype, chosen)
-        usable = reducer.average([torch.tensor(float(not slow and fault is None), device=device)])[0]
-        if float(usable) == 1.0:
+        usable = torch.tensor(float(not slow and fault is None), device=device)
+        if float(reducer.gather(usable).min()) == 1.0:
             return Numerics(dtype, chosen, tuple(dict.fromkeys(notes)))
         if fault is not None:
             named = "bf16" if fault == _ONE_PIXEL else _named(dtype, chosen)

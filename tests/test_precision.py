@@ -116,9 +116,9 @@ def test_one_worker_whose_processor_is_wrong_decides_for_all(monkeypatch: pytest
     class OtherIsWrong(Reducer):
         calls = 0
 
-        def average(self, tensors: Any) -> Any:
+        def gather(self, tensor: torch.Tensor) -> torch.Tensor:
             self.calls += 1
-            return [tensors[0] / 2] if self.calls == 1 else tensors
+            return torch.stack([tensor, torch.tensor(float(self.calls > 1))])
 
     chosen = settle("auto", tiny_net(), CPU, 16, reducer=OtherIsWrong())
     assert chosen.layout == torch.contiguous_format

@@ -175,8 +175,8 @@ class Masked(Objective):
             masked = {f"net.{n}.weight": self.masks[n].apply(w, mask) for n, w in learned.items()}
             with prunable.unit_scales(self.net) if first else nullcontext():
                 agrees = narrow.agrees(learned, masked, features)
-        (shares,) = self.reducer.average([torch.tensor([float(agrees)], device=images.device)])
-        self._narrows = float(shares) == 1.0  # all workers alike, or they would send gradients of different sizes
+        # All workers alike, or they would send gradients of different sizes.
+        self._narrows = bool(self.reducer.gather(torch.tensor(float(agrees), device=images.device)).min())
 
     def _mask(self, index: int) -> int | None:
         """Which of `masks` a pass has; None: it is dense."""
