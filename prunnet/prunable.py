@@ -32,10 +32,16 @@ def layers(net: nn.Module) -> dict[str, nn.Module]:
 
 
 def scores(net: nn.Module) -> dict[str, nn.Parameter]:
-    """Every score tensor: by the name of its layer, or of the first layer that makes a group of channels."""
+    """Every score tensor: by the name of its layer, or of the first layer that makes a group of channels; where a layer
+    makes several (CSPNet splits what a convolution puts out), `NAME/1` is the second."""
     channels = getattr(net, "channels", None)
     if channels is not None:
-        return dict(zip((group.name for group in channels.graph.groups), channels.scores, strict=True))
+        found: dict[str, nn.Parameter] = {}
+        made: dict[str, int] = {}
+        for group, score in zip(channels.graph.groups, channels.scores, strict=True):
+            number = made[group.name] = made.get(group.name, -1) + 1
+            found[f"{group.name}/{number}" if number else group.name] = score
+        return found
     return {name: layer.get_parameter("score") for name, layer in layers(net).items()}
 
 
@@ -79,12 +85,17 @@ def init_scores(net: nn.Module, init: str, seed: int) -> None:
     if init not in SCORE_INITS:
         raise ConfigError(unknown("score init", init, SCORE_INITS))
     generator = torch.Generator().manual_seed(seed)
+    channels = getattr(net, "channels", None)
+    if channels is not None:
+        for group, score in zip(channels.graph.groups, channels.scores, strict=True):
+            weight, units = net.get_submodule(group.name).get_parameter("weight"), group.sites[group.name, "out"]
+            if (units < 0).any():  # a layer that makes channels of several groups
+                weight = weight[torch.from_numpy(units >= 0)]
+            score.copy_(_initial_of_channels(weight, len(score), init, generator))
+        return
     for name, score in scores(net).items():
         weight = net.get_submodule(name).get_parameter("weight")
-        if getattr(net, "channels", None) is not None:
-            score.copy_(_initial_of_channels(weight, len(score), init, generator))
-        else:
-            score.copy_(_initial(_as_scored(weight, score), init, generator, weight[0].numel()))
+        score.copy_(_initial(_as_scored(weight, score), init, generator, weight[0].numel()))
 
 
 @torch.no_grad()
