@@ -27,7 +27,9 @@ class Compiled(Both):
 
     def __init__(self, both: Both) -> None:
         super().__init__(both.net)
-        self.compiled = torch.compile(lambda tensors, images: functional_call(both, tensors, (images,)))
+        self.compiled = torch.compile(
+            lambda tensors, images: functional_call(both, tensors, (images,), tie_weights=False)
+        )
 
     def run(self, images: Tensor, tensors: dict[str, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):

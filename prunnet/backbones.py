@@ -118,18 +118,18 @@ def inspect_granularities(
 
 
 def _try_out(model: ModelConfig, granularity: str, image_size: int, in_chans: int) -> None:
-    net = RetrievalNet.from_config(
-        model,
-        classes=2,
-        in_chans=in_chans,
-        score_init="magnitude",
-        seed=0,
-        image_size=image_size,
-        granularity=granularity,
-    )
     config = TrainConfig(capacities=(0.5,), granularity=granularity, precision="fp32", batch_size=2)  # type: ignore[arg-type]
     images = torch.randn(2, in_chans, image_size, image_size, generator=torch.Generator().manual_seed(0))
     try:
+        net = RetrievalNet.from_config(
+            model,
+            classes=2,
+            in_chans=in_chans,
+            score_init="magnitude",
+            seed=0,
+            image_size=image_size,
+            granularity=granularity,
+        )
         make_objective(net.train(), config, Context(Reducer(), torch.float32)).backward(images, torch.tensor([0, 1]), 0)
         cut = subnetwork(net.eval(), 0.5)
         cut.embed(images)

@@ -168,7 +168,7 @@ class Channels(nn.Module):
         weights = {
             name: module.get_parameter("weight")
             for name, module in net.named_modules()
-            if name.startswith(("backbone.", "neck.")) and "weight" in module._parameters
+            if name.startswith(("backbone.", "neck.")) and module._parameters.get("weight") is not None
         }
         return cls(graph, weights, layer_macs(net, image_size), multiple)
 

@@ -161,7 +161,7 @@ def _recorded(
 
     @torch.no_grad()
     def run(tensors: dict[str, Tensor], image: Tensor) -> None:
-        functional_call(net, tensors, (image,))
+        functional_call(net, tensors, (image,), tie_weights=False)
 
     training = net.training
     with ExitStack() as stack:

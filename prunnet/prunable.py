@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,17 +28,29 @@ _SILENT = 1e-3
 
 def layers(net: nn.Module) -> dict[str, nn.Module]:
     """Name -> prunable layer: those whose weights a score speaks of, in the order of the network."""
-    channels = getattr(net, "channels", None)
+    channels = channels_of(net)
     if channels is not None:
         return {name: net.get_submodule(name) for name in channels.layers}
     return {name: module for name, module in net.named_modules() if "score" in module._parameters}
 
 
-def scores(net: nn.Module) -> dict[str, nn.Parameter]:
-    """Every score tensor: by the name of its layer, or of the first layer that makes a group of channels."""
+def channels_of(net: nn.Module) -> Any:
+    """The scores and groups of granularity `channel`; None where there are none. (DLA has others.)"""
     channels = getattr(net, "channels", None)
+    return channels if hasattr(channels, "graph") else None
+
+
+def scores(net: nn.Module) -> dict[str, nn.Parameter]:
+    """Every score tensor: by the name of its layer, or of the first layer that makes a group of channels; where a layer
+    makes several (CSPNet splits what a convolution puts out), `NAME/1` is the second."""
+    channels = channels_of(net)
     if channels is not None:
-        return dict(zip((group.name for group in channels.graph.groups), channels.scores, strict=True))
+        found: dict[str, nn.Parameter] = {}
+        made: dict[str, int] = {}
+        for group, score in zip(channels.graph.groups, channels.scores, strict=True):
+            number = made[group.name] = made.get(group.name, -1) + 1
+            found[f"{group.name}/{number}" if number else group.name] = score
+        return found
     return {name: layer.get_parameter("score") for name, layer in layers(net).items()}
 
 
@@ -82,12 +95,18 @@ def init_scores(net: nn.Module, init: str, seed: int) -> None:
     if init not in SCORE_INITS:
         raise ConfigError(unknown("score init", init, SCORE_INITS))
     generator = torch.Generator().manual_seed(seed)
+    channels = channels_of(net)
+    if channels is not None:
+        for group, score in zip(channels.graph.groups, channels.scores, strict=True):
+            weight: Tensor = net.get_submodule(group.name).get_parameter("weight")
+            units = group.sites[group.name, "out"]
+            if (units < 0).any():  # a layer that makes channels of several groups
+                weight = weight[torch.from_numpy(units >= 0)]
+            score.copy_(_off_zero(_initial_of_channels(weight, len(score), init, generator)))
+        return
     for name, score in scores(net).items():
         weight = net.get_submodule(name).get_parameter("weight")
-        if getattr(net, "channels", None) is not None:
-            score.copy_(_off_zero(_initial_of_channels(weight, len(score), init, generator)))
-        else:
-            score.copy_(_off_zero(_initial(_as_scored(weight, score), init, generator, weight[0].numel())))
+        score.copy_(_off_zero(_initial(_as_scored(weight, score), init, generator, weight[0].numel())))
 
 
 @torch.no_grad()
@@ -126,7 +145,7 @@ def _off_zero(score: Tensor) -> Tensor:
 
 def _saliencies(net: nn.Module, gradients: dict[str, Tensor]) -> Iterator[tuple[nn.Parameter, Tensor]]:
     """Each score tensor with abs(sum of w * dL/dw) over the weights that one score stands for."""
-    channels = getattr(net, "channels", None)
+    channels = channels_of(net)
     products = {name: layer.get_parameter("weight") * gradients[name] for name, layer in layers(net).items()}
     if channels is None:
         for name, score in scores(net).items():

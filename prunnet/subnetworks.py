@@ -62,7 +62,11 @@ class Subnetwork:
         """Normalised images [B, C, H, W] -> L2-normalised embeddings [B, embedding_dim], float32."""
         self.net.eval()
         with torch.inference_mode():
-            return functional_call(_Embedder(self.net), _prefixed(self._tensors), (images,))
+            return self._run(images)
+
+    def _run(self, images: Tensor) -> Tensor:
+        # Not tied: a module that a backbone uses at two places (CoaT) would keep the other tensors for good.
+        return functional_call(_Embedder(self.net), _prefixed(self._tensors), (images,), tie_weights=False)
 
     def calibrate(self, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> Subnetwork:
         """Re-estimates BatchNorm statistics on batches of normalised images: reset, cumulative average, forward
@@ -80,7 +84,7 @@ class Subnetwork:
             with torch.no_grad():
                 for batch in batches:
                     images = batch if isinstance(batch, Tensor) else batch[0]
-                    functional_call(_Embedder(self.net), _prefixed(self._tensors), (images.to(device),))
+                    self._run(images.to(device))
                     seen.append(hashing.of_arrays({"images": images.cpu().numpy()}))
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):

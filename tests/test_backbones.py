@@ -9,6 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from benchmarks.backbones import MODELS
+from prunnet import prunable
 from prunnet.backbones import inspect_granularities
 from prunnet.config import ModelConfig
 from prunnet.errors import ConfigError
@@ -53,7 +54,11 @@ def test_what_gives_no_vector_or_takes_no_such_image_is_said_in_one_line() -> No
     """Issue 15, number 13: seen on one image in the driver, before Ray starts."""
     for name, options, says in (
         ("test_resnet", {"global_pool": ""}, r"gives \[1, \d+, \d+, \d+\] for an image of 1 x 64 x 64 pixels"),
-        ("test_vit", {"img_size": 160}, r"does not take an image of 1 x 64 x 64 pixels: .*; valid: another"),
+        (
+            "vit_tiny_patch16_224",
+            {"img_size": 96, "depth": 1},
+            r"does not take an image of 1 x 64 x 64 pixels: .*; valid: another",
+        ),
     ):
         with pytest.raises(ConfigError, match=says) as caught:
             made(name, **options)
@@ -77,6 +82,21 @@ def test_every_granularity_trains_a_step_and_is_cut(name: str, options: dict[str
         assert channel is not None, said
         assert re.search(channel, said["channel"])
         assert "\n" not in said["channel"]
+
+
+def test_every_group_of_channels_has_a_score_of_its_own() -> None:
+    """Issue 15, number 13: two groups that one convolution makes shared a name, and the second score was lost."""
+    net = made("cs3darknet_focus_s", granularity="channel")
+    assert net.channels is not None
+    scores = prunable.scores(net)
+    assert len({group.name for group in net.channels.graph.groups}) < len(net.channels.graph.groups)
+    assert [id(score) for score in scores.values()] == [id(score) for score in net.channels.scores]
+
+
+def test_a_module_that_is_used_twice_keeps_its_own_weights() -> None:
+    """Issue 15, number 13: a masked pass left its tensors in CoaT's shared modules."""
+    options = {"img_size": 64, "serial_depths": [2, 1, 1, 1], "parallel_depth": 0}
+    assert dict(inspect_granularities(ModelConfig(backbone="coat_tiny", options=options), 64, 3))["weight"] is None
 
 
 def test_doctor_tries_every_granularity_out() -> None:

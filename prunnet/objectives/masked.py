@@ -280,8 +280,9 @@ class Both(nn.Module):
     def run(self, images: Tensor, tensors: dict[str, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """(logits, features) with `tensors` in place of the parameters of their names, at least in float32."""
         with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-            logits, features = functional_call(self, tensors, (images,)) if tensors else self(images)
-        return _at_least_float32(logits), _at_least_float32(features)
+            # Not tied: a module that a backbone uses at two places (CoaT) would keep the other tensors for good.
+            masked = functional_call(self, tensors, (images,), tie_weights=False) if tensors else self(images)
+        return _at_least_float32(masked[0]), _at_least_float32(masked[1])
 
 
 def total_loss(
