@@ -87,7 +87,7 @@ def doctor(name: str, size: int, limit: float) -> dict[str, str]:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired as error:
         printed = (error.stdout or b"").decode()
-        return dict.fromkeys(GRANULARITIES, f"HANGS after {limit:g} s") | _lines(printed)
+        return dict.fromkeys(GRANULARITIES, f"not finished after {limit:g} s") | _lines(printed)
     lines = _lines(ended.stdout)
     if "Traceback" in ended.stderr + ended.stdout:
         last = (ended.stderr + ended.stdout).strip().splitlines()[-1]
