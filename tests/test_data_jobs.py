@@ -35,9 +35,9 @@ def test_every_data_set_is_trained_on_and_tested_by_the_main_job(tmp_path: Path)
 
 def test_a_packed_store_gives_the_same_table_from_the_command_line(tmp_path: Path) -> None:
     root = LAYOUTS["inshop"](tmp_path / "inshop")
-    packed.pack(data.whole(config("inshop", root)), tmp_path / "store")
+    packed.pack(data.whole(config("inshop", root)), tmp_path / "packed")
     tables = []
-    for name, where in (("folder", root), ("store", tmp_path / "store")):
+    for name, where in (("folder", root), ("store", tmp_path / "packed")):
         settings = {
             "name": name,
             "data.root": where,
