@@ -1,4 +1,4 @@
-"""How a subnetwork leaves the house, and how it is opened elsewhere.
+"""Export formats of a subnetwork, and how they are opened.
 
     edge.safetensors   kept weights and a bit mask: small on disk, opened with prunnet, fp32, fp16 or int8 weights
     edge.onnx          the compact network for onnxruntime, any batch size, fp32, fp16 or int8
@@ -394,7 +394,7 @@ def _checked(path: Path, stamped: str | None, whole: bool, content: Callable[[],
 
 
 class quiet(warnings.catch_warnings):
-    """The exporters talk much of their own matters."""
+    """torch.onnx and torch.export log verbosely; their output is suppressed."""
 
     def __enter__(self) -> None:
         super().__enter__()

@@ -192,8 +192,6 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(
         "pack": ["pack", "imagefolder", "images", "OUT"],
     }[command]
     for place in ("dir", "file/x", "/proc/x", "/proc/x/y", "link/x", "x" * 300):
-        if (command == "csv" and place == "dir") or place != "dir":
-            pass
         asked = [word.replace("OUT", str(tmp_path / place)) for word in words]
         outcome = ran(["prunnet", *asked])
         assert outcome.code == 2, (asked, outcome.said)
