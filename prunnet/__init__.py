@@ -9,16 +9,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prunnet.nets import RetrievalNet
-    from prunnet.results import best_under
-    from prunnet.subnetworks import Subnetwork, subnetwork
-    from prunnet.training import fit
-    from prunnet.widths import SwitchableNet
+    from prunnet.networks.retrieval_net import RetrievalNet
+    from prunnet.networks.switchable import SwitchableNet
+    from prunnet.results.table import best_under
+    from prunnet.subnetworks.subnet import Subnetwork, subnetwork
+    from prunnet.training.trainer import fit
 
 _HOMES = {
-    "RetrievalNet": "prunnet.nets",
+    "RetrievalNet": "prunnet.networks.retrieval_net",
     "Subnetwork": "prunnet.subnetworks",
-    "SwitchableNet": "prunnet.widths",
+    "SwitchableNet": "prunnet.networks.switchable",
     "best_under": "prunnet.results",
     "fit": "prunnet.training",
     "subnetwork": "prunnet.subnetworks",

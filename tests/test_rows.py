@@ -15,9 +15,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunnet import kernels
-from prunnet.masks import LayerMasks, StoredMasks, in_memory_order, laid_out_like
-from prunnet.rows import LayerRows, inner_products, write_sums
+from prunnet.pruning import compiled_loops as kernels
+from prunnet.pruning.masks import LayerMasks, StoredMasks, in_memory_order, laid_out_like
+from prunnet.training.gradients.rows import LayerRows, inner_products, write_sums
 
 CAPACITIES = [0.7, 0.4, 0.05]
 CUTS = [None, 0, 1, 2]

@@ -1,0 +1,47 @@
+"""The results table, the row to ship, upgrade metrics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prunnet.lazy import loaded_when_used
+
+if TYPE_CHECKING:
+    from prunnet.results.table import ADDED as ADDED
+    from prunnet.results.table import SCHEMA as SCHEMA
+    from prunnet.results.table import as_table as as_table
+    from prunnet.results.table import deterministic as deterministic
+    from prunnet.results.table import features_key as features_key
+    from prunnet.results.table import finished_keys as finished_keys
+    from prunnet.results.table import pack as pack
+    from prunnet.results.table import ranked_by as ranked_by
+    from prunnet.results.table import read as read
+    from prunnet.results.table import read_packed as read_packed
+    from prunnet.results.table import row_key as row_key
+    from prunnet.results.table import select as select
+    from prunnet.results.table import trial_folder as trial_folder
+    from prunnet.results.table import unpack as unpack
+    from prunnet.results.table import write_part as write_part
+
+__getattr__, __dir__ = loaded_when_used(
+    __name__,
+    {
+        "table": [
+            "ADDED",
+            "SCHEMA",
+            "as_table",
+            "deterministic",
+            "features_key",
+            "finished_keys",
+            "pack",
+            "ranked_by",
+            "read",
+            "read_packed",
+            "row_key",
+            "select",
+            "trial_folder",
+            "unpack",
+            "write_part",
+        ],
+    },
+)
