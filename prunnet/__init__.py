@@ -1,12 +1,14 @@
-"""Train one network; cut a subnetwork of any capacity from it; every cut's embeddings match every other's.
+"""Train one network; cut a subnetwork of any capacity from it; every subnetwork's embeddings match every other's.
 
-Names are loaded when they are first used, so that `import prunnet.results` loads no torch.
+Names are loaded when they are first used: `import prunnet` loads no torch.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from prunnet.lazy import loaded_when_used
 
 if TYPE_CHECKING:
     from prunnet.networks.retrieval_net import RetrievalNet
@@ -15,24 +17,21 @@ if TYPE_CHECKING:
     from prunnet.subnetworks.subnet import Subnetwork, subnetwork
     from prunnet.training.trainer import fit
 
-_HOMES = {
-    "RetrievalNet": "prunnet.networks.retrieval_net",
-    "Subnetwork": "prunnet.subnetworks",
-    "SwitchableNet": "prunnet.networks.switchable",
-    "best_under": "prunnet.results",
-    "fit": "prunnet.training",
-    "subnetwork": "prunnet.subnetworks",
-}
 __all__ = ["RetrievalNet", "Subnetwork", "SwitchableNet", "best_under", "fit", "subnetwork"]
+
+_name, __dir__ = loaded_when_used(
+    __name__,
+    {
+        "networks.retrieval_net": ["RetrievalNet"],
+        "networks.switchable": ["SwitchableNet"],
+        "results.table": ["best_under"],
+        "subnetworks.subnet": ["Subnetwork", "subnetwork"],
+        "training.trainer": ["fit"],
+    },
+)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    if name in {"retrieval", "conflict", "config", "data", "results"}:
+    if name in {"config", "data", "results", "retrieval"}:  # packages that may be used without being imported
         return importlib.import_module(f"prunnet.{name}")
-    raise AttributeError(f"module 'prunnet' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return _name(name)

@@ -1,4 +1,4 @@
-"""What every backbone must do. The seven that are named in `prunnet.experiments.backbone_report`, small, pass all of it."""
+"""What every backbone must do. The seven that are named in `experiments.backbone_report`, small, pass all of it."""
 
 from __future__ import annotations
 

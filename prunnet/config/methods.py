@@ -1,6 +1,6 @@
 """The methods by name: what each trains, which variants it leaves open, and why it does not take the others.
 
-Only names and rules; the mathematics is in `prunnet.training.objectives.by_name`, one file a method. No torch is loaded here.
+Only names and rules; the mathematics is in `training.objectives.by_name`, one file a method. No torch is loaded here.
 """
 
 from __future__ import annotations

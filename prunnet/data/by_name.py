@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from prunnet import storage
 from prunnet.config.recipe import DataConfig, Recipe
-from prunnet.data import listing, packed
+from prunnet.data import holdout, listing, packed
 from prunnet.data.base import Dataset, ImageSet, MemoryImages, RetrievalTest, some_classes
 from prunnet.data.datasets import (
     cifar100,
@@ -70,7 +70,7 @@ def read(config: DataConfig) -> Listing:
     found = whole(config)
     if config.skip_unreadable:
         found = listing.readable(found)
-    return imagefolder.held_out(found, config) if found.pool is not None else validated(found, config)
+    return holdout.held_out(found, config) if found.pool is not None else validated(found, config)
 
 
 def whole(config: DataConfig) -> Listing:
@@ -109,7 +109,7 @@ def validated(found: Listing, config: DataConfig) -> Listing:
     share = config.validation_fraction
     if not share or found.train is None or "validation" in found.splits:
         return found
-    return imagefolder.some_for_validation(found, config, share)
+    return holdout.some_for_validation(found, config, share)
 
 
 def load(config: DataConfig) -> Dataset:

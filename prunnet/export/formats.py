@@ -5,7 +5,7 @@
     edge.pt2           the compact network as a torch.export program, fp32 or fp16; opened only from a trusted maker
 
 Each carries its identity (weights, capacity, mask, calibration, preprocessing, embedding size) and a hash of the whole
-file (`prunnet.storage.seal`), so that a flipped bit is refused like a foreign file. Embeddings are stamped with the identity,
+file (`storage.seal`), so that a flipped bit is refused like a foreign file. Embeddings are stamped with the identity,
 and galleries of another space are refused (`prunnet.export.embedding_sets`).
 """
 

@@ -1,4 +1,4 @@
-"""How networks and runs are saved: safetensors with a JSON header, and a hash of both (`prunnet.storage.seal`). No pickle is
+"""How networks and runs are saved: safetensors with a JSON header, and a hash of both (`storage.seal`). No pickle is
 ever read."""
 
 from __future__ import annotations

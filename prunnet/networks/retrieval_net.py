@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import timm
 import torch
@@ -12,22 +12,24 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from prunnet.config.choices import check_granularity
 from prunnet.config.recipe import ModelConfig
 from prunnet.errors import ConfigError, echo, one_line, unknown
 from prunnet.networks.pretrained import whole_weights
+from prunnet.pruning.channel_graph import ChannelGraph, trace
+from prunnet.pruning.channel_scores import Channels
+from prunnet.pruning.macs import layer_macs
+from prunnet.pruning.network import PrunableNet
 from prunnet.pruning.prunable import attach_scores, init_scores
+from prunnet.pruning.width_slices import channels, shrink
 from prunnet.storage.paths import local, place
-
-if TYPE_CHECKING:
-    from prunnet.pruning.channel_graph import ChannelGraph
-    from prunnet.pruning.channel_scores import Channels
 
 _REFUSED = "checkpoint_path pretrained pretrained_cfg pretrained_cfg_overlay cache_dir features_only"
 REFUSED_OPTIONS = frozenset(_REFUSED.split())
 """Of timm.create_model: a saved network's header must not make timm open or fetch another file."""
 
 
-class RetrievalNet(nn.Module):
+class RetrievalNet(PrunableNet):
     """Backbone -> neck (linear, BatchNorm) -> classifier; every weight of the backbone's convolutions and
     linear layers carries a score.
 
@@ -42,7 +44,7 @@ class RetrievalNet(nn.Module):
         features: numbers that the backbone gives for an image, where timm says otherwise.
         width: the first so many of every layer's channels, 0 < width <= 1; see `prunnet.networks.switchable`.
         scored: False leaves the scores out: a plain network that nothing can be cut from.
-        granularity: what a score stands for: `weight`, `nm`, `kernel`, `channel`; see `prunnet.pruning.granularities.base`.
+        granularity: what a score stands for: `weight`, `nm`, `kernel`, `channel`; see `pruning.granularities.base`.
         channel_multiple: `channel` keeps a multiple of so many channels in each layer.
         image_size: `channel` measures capacity in multiply-adds, for images of so many pixels a side.
         score_init: see `prunable.init_scores`.
@@ -75,7 +77,6 @@ class RetrievalNet(nn.Module):
         weights: str | None = None,
     ) -> None:
         super().__init__()
-        from prunnet.config.choices import check_granularity
 
         by_channel = check_granularity(granularity) == "channel"
         if classes < 2:
@@ -102,8 +103,6 @@ class RetrievalNet(nn.Module):
             )
             given = features or _features_of(self.backbone)
             if width != 1.0:
-                from prunnet.pruning.width_slices import channels, shrink
-
                 shrink(self.backbone, width)
                 given = channels(given, width)
             norm = nn.BatchNorm1d(embedding_dim) if neck_norm == "batch" else nn.Identity()
@@ -113,17 +112,11 @@ class RetrievalNet(nn.Module):
         """Scores and groups of granularity `channel`."""
         self._graph: ChannelGraph | None = None
         if scored and by_channel:
-            from prunnet.pruning.channel_scores import Channels
-
-            self.channels = Channels.of(self, image_size, channel_multiple)
+            image = torch.zeros(1, in_chans, image_size, image_size)
+            self.channels = Channels.of(self, self.traced(image), layer_macs(self, image_size), channel_multiple)
             init_scores(self, score_init, seed)
         elif scored:
             attach_scores(self.backbone, score_init, seed, granularity)
-
-    @property
-    def granularity(self) -> str:
-        """What one score stands for."""
-        return self.spec.get("granularity", "weight")
 
     def channel_graph(self, image_size: int) -> ChannelGraph:
         """Which channels are tied to each other (`prunnet.pruning.channel_graph`), traced once."""
@@ -137,8 +130,6 @@ class RetrievalNet(nn.Module):
 
     def traced(self, image: Tensor) -> ChannelGraph:
         """The channel groups, seen on an image [1, C, H, W]; ConfigError for a network that cannot be traced."""
-        from prunnet.pruning.channel_graph import trace
-
         try:
             return trace(self, self.features, image)
         except (RuntimeError, IndexError, KeyError, TypeError, AttributeError, AssertionError) as error:
@@ -222,7 +213,7 @@ def make_backbone(
 
     Args:
         pretrained: start from timm's weights, which timm downloads.
-        weights: start from a local .safetensors file with timm's names, wrapped or not (`prunnet.networks.pretrained`); the
+        weights: start from a local .safetensors file with timm's names, wrapped or not (`networks.pretrained`); the
             first convolution is adapted to `in_chans`, position embeddings to the image size, as timm does it.
 
     Raises:

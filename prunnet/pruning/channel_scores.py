@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,14 +18,34 @@ from prunnet.config.choices import check_capacity
 from prunnet.errors import ConfigError, unknown
 from prunnet.pruning.channel_graph import ChannelGraph, Group
 
-if TYPE_CHECKING:
-    from prunnet.networks.retrieval_net import RetrievalNet
-    from prunnet.pruning.channel_scores import Ends
-
 ALLOCATIONS = ("layer", "global")
 MULTIPLE = 8
 _GOLDEN = 0.6180339887498949
 """Its multiples, less whole numbers, are spread evenly over 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Channels of a layer that stay: indices, ascending."""
+
+    made: Tensor
+    read: Tensor | None
+    """None where the inputs go with the outputs (grouped convolutions)."""
+
+    def cut(self, weight: Tensor) -> Tensor:
+        """[O, I, …] -> what is left of it, in the weight's memory format."""
+        small = weight.index_select(0, self.made)
+        small = small if self.read is None else small.index_select(1, self.read)
+        last = weight.dim() == 4 and not weight.is_contiguous()
+        return small.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+    def widen(self, gradient: Tensor, weight: Tensor) -> Tensor:
+        """A gradient of what is left -> of the whole weight, 0 elsewhere, in the weight's memory format."""
+        wide = torch.zeros_like(weight, dtype=gradient.dtype)
+        if self.read is None:
+            return wide.index_copy_(0, self.made, gradient)
+        rows = torch.zeros_like(wide[: len(self.made)]).index_copy_(1, self.read, gradient)
+        return wide.index_copy_(0, self.made, rows)
 
 
 class Channels(nn.Module):
@@ -157,21 +176,18 @@ class Channels(nn.Module):
             rows[group].index_add_(0, units.to(values.device), mine)
 
     @classmethod
-    def of(cls, net: RetrievalNet, image_size: int, multiple: int = MULTIPLE) -> Channels:
-        """The groups of a network; ConfigError where no channel of it can be cut."""
-        from prunnet.pruning.macs import layer_macs
-
-        image = torch.zeros(1, net.spec["in_chans"], image_size, image_size)
-        graph = net.traced(image)
+    def of(cls, net: nn.Module, graph: ChannelGraph, macs: dict[str, int], multiple: int = MULTIPLE) -> Channels:
+        """The groups of a network with `backbone` and `neck`, as `channel_graph.trace` found them; `macs`: its layers'
+        multiply-adds. ConfigError where no channel of it can be cut."""
         if not graph.groups:
             reasons = "; ".join(sorted(set(graph.kept.values()))[:3])
-            raise ConfigError(f"no channel of {net.spec['backbone']} can be cut out: {reasons}")
+            raise ConfigError(f"no channel of {net.spec['backbone']} can be cut out: {reasons}")  # type: ignore[index, union-attr]
         weights = {
             name: module.get_parameter("weight")
             for name, module in net.named_modules()
             if name.startswith(("backbone.", "neck.")) and module._parameters.get("weight") is not None
         }
-        return cls(graph, weights, layer_macs(net, image_size), multiple)
+        return cls(graph, weights, macs, multiple)
 
 
 def _spread(values: Tensor, size: int, places: Tensor | None) -> Tensor:
@@ -201,27 +217,3 @@ def _best(magnitude: Tensor, count: int) -> Tensor:
     """Boolean: the `count` largest, the lower index first among equals."""
     order = torch.argsort(magnitude, descending=True, stable=True)
     return torch.zeros_like(magnitude, dtype=torch.bool).scatter_(0, order[:count], True)
-
-
-@dataclass(frozen=True)
-class Ends:
-    """Channels of a layer that stay: indices, ascending."""
-
-    made: Tensor
-    read: Tensor | None
-    """None where the inputs go with the outputs (grouped convolutions)."""
-
-    def cut(self, weight: Tensor) -> Tensor:
-        """[O, I, …] -> what is left of it, in the weight's memory format."""
-        small = weight.index_select(0, self.made)
-        small = small if self.read is None else small.index_select(1, self.read)
-        last = weight.dim() == 4 and not weight.is_contiguous()
-        return small.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-
-    def widen(self, gradient: Tensor, weight: Tensor) -> Tensor:
-        """A gradient of what is left -> of the whole weight, 0 elsewhere, in the weight's memory format."""
-        wide = torch.zeros_like(weight, dtype=gradient.dtype)
-        if self.read is None:
-            return wide.index_copy_(0, self.made, gradient)
-        rows = torch.zeros_like(wide[: len(self.made)]).index_copy_(1, self.read, gradient)
-        return wide.index_copy_(0, self.made, rows)

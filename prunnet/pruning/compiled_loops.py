@@ -1,7 +1,7 @@
 """Loops over weights that numpy and torch have no single call for, compiled by numba for the CPU.
 
-They work on pieces that stay in cache, and let go of the interpreter: `prunnet.pruning.masks` and `prunnet.training.gradients.rows` share the work
-out to threads, and have the torch forms that other devices take.
+They work on pieces that stay in cache, and release the GIL: `pruning.masks` and `training.gradients.rows` share the
+work out to threads, and have the torch forms that other devices take.
 """
 
 from __future__ import annotations

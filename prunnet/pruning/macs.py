@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.pruning import prunable
+from prunnet.pruning.network import PrunableNet
 
 
 @torch.no_grad()
-def layer_macs(net: RetrievalNet, image_size: int) -> dict[str, int]:
+def layer_macs(net: PrunableNet, image_size: int) -> dict[str, int]:
     """Layer name -> multiply-adds of every convolution and linear layer for one image (no classifier)."""
     counted: dict[str, int] = {}
     hooks = []

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from prunnet.config.choices import check_capacity
 from prunnet.errors import ConfigError, unknown
-from prunnet.pruning import compiled_loops as kernels
+from prunnet.pruning import compiled_loops
 
 ALLOCATIONS = ("layer", "global")
 FLOOR = 0.01
@@ -101,7 +101,7 @@ class LayerMasks:
         """All capacities at once; False where a threshold is no use."""
         flat = self._flat().numpy()
         integers = flat.view(np.int32 if flat.itemsize == 4 else np.int64)  # ordered as the numbers are
-        values, slices, ranks = kernels.candidates(integers, np.array(self.counts))
+        values, slices, ranks = compiled_loops.candidates(integers, np.array(self.counts))
         for i, ((start, stop), rank) in enumerate(zip(slices, ranks, strict=True)):
             alike = values[start:stop].view(flat.dtype)
             threshold = np.partition(alike, len(alike) - rank)[len(alike) - rank]
@@ -147,7 +147,7 @@ class LayerMasks:
         dropped = self._dropped[index]
         if dropped is not None:
             size = out.shape[1]
-            local = dropped - (kernels.start or 0) * size
+            local = dropped - (compiled_loops.start or 0) * size
             local = local[(local >= 0) & (local < out.shape[0] * size)]
             out[local // size, local % size] = 0
 

@@ -10,16 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunnet.pruning.channel_scores import Ends
-
-if TYPE_CHECKING:
-    from prunnet.networks.retrieval_net import RetrievalNet
+from prunnet.pruning.network import PrunableNet
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _PLAIN = (*_CONVOLUTIONS, nn.Linear)
@@ -36,7 +33,7 @@ class Narrow:
         kept: the units that stay, boolean, group by group.
     """
 
-    def __init__(self, net: RetrievalNet, ends: Mapping[str, tuple[Tensor, Tensor]], kept: Sequence[Tensor]) -> None:
+    def __init__(self, net: PrunableNet, ends: Mapping[str, tuple[Tensor, Tensor]], kept: Sequence[Tensor]) -> None:
         self.net = net
         self.small: dict[str, Tensor] = {}
         """Weights of the pass, by layer."""
@@ -109,7 +106,7 @@ class Narrow:
         return bool((found - wanted).abs().max() <= _AGREE * wanted.abs().max())
 
 
-def can_be_narrow(net: RetrievalNet) -> bool:
+def can_be_narrow(net: PrunableNet) -> bool:
     """Whether all that touches the channels of a network is of the kinds that a narrow pass knows."""
     if net.channels is None:
         return False
@@ -119,7 +116,7 @@ def can_be_narrow(net: RetrievalNet) -> bool:
     return not heads and all(type(m) in _PLAIN or isinstance(m, _BatchNorm) for m in modules)
 
 
-def _norms(net: RetrievalNet, kept: Sequence[Tensor]) -> dict[str, Tensor]:
+def _norms(net: PrunableNet, kept: Sequence[Tensor]) -> dict[str, Tensor]:
     """BatchNorm -> its channels that stay, boolean."""
     assert net.channels is not None
     stays: dict[str, Tensor] = {}

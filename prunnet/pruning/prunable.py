@@ -1,7 +1,7 @@
 """Which layers can be pruned, and the score that each of their weights has.
 
 Layers are not converted: a prunable layer stays the plain layer that timm made, with a parameter `score`
-beside its `weight` (granularity `channel`: the network holds the scores, `prunnet.pruning.channel_scores`). A subnetwork runs
+beside its `weight` (granularity `channel`: the network holds the scores, `pruning.channel_scores`). A subnetwork runs
 the same module with other tensors in place of the weights (`torch.func.functional_call`), so nothing is copied, every
 kind of convolution works, and the dense network *is* timm's. What carries a score and what does not is decided, with
 the reasons, in `prunnet.experiments.backbone_report`.

@@ -8,8 +8,11 @@ from prunnet.lazy import loaded_when_used
 
 if TYPE_CHECKING:
     from prunnet.results.table import ADDED as ADDED
+    from prunnet.results.table import MEASURED as MEASURED
+    from prunnet.results.table import METRICS as METRICS
     from prunnet.results.table import SCHEMA as SCHEMA
     from prunnet.results.table import as_table as as_table
+    from prunnet.results.table import best_under as best_under
     from prunnet.results.table import deterministic as deterministic
     from prunnet.results.table import features_key as features_key
     from prunnet.results.table import finished_keys as finished_keys
@@ -29,7 +32,10 @@ __getattr__, __dir__ = loaded_when_used(
         "table": [
             "ADDED",
             "SCHEMA",
+            "MEASURED",
+            "METRICS",
             "as_table",
+            "best_under",
             "deterministic",
             "features_key",
             "finished_keys",

@@ -1,6 +1,6 @@
 """A subnetwork as an ordinary, smaller network: no masks, no scores, and without the channels that do nothing.
 
-A set of tied channels (`prunnet.pruning.channel_graph`) is cut out where nobody reads it, as in every subnetwork of granularity
+A set of tied channels (`pruning.channel_graph`) is cut out where nobody reads it, as in every subnetwork of granularity
 `channel`, or where nothing is put in and it stays zero, as sparse masks of other granularities leave now and then.
 Cutting one may leave another unread, so it is repeated until nothing changes; the result is compared with the masked
 network before it is handed out.
@@ -8,7 +8,8 @@ network before it is handed out.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +20,6 @@ from prunnet.errors import ConfigError, one_line
 from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.pruning import prunable
 from prunnet.pruning.channel_graph import ChannelGraph, Group
-
-if TYPE_CHECKING:
-    from prunnet.subnetworks.subnet import Subnetwork
 
 TOLERANCE = 1e-7
 """By which embeddings of the plain network may differ from the masked one's, both in float64; what float32 adds is
@@ -41,23 +39,25 @@ class PlainNet(nn.Module):
 
 
 @torch.no_grad()
-def compact(cut: Subnetwork, image_size: int | None = None) -> PlainNet:
-    """The plain network, in evaluation mode, whose features are the subnetwork's.
+def compact(source: RetrievalNet, state: Mapping[str, Tensor], image_size: int | None = None) -> PlainNet:
+    """The plain network, in evaluation mode, whose features are a subnetwork's.
 
     Args:
+        source: the network that the subnetwork was cut from.
+        state: its tensors as the subnetwork has them, masked weights among them (`Subnetwork.state`).
         image_size: pixels a side of the images that it is compared on; None: what the network was made for, or 64.
 
     Raises:
         ConfigError: a backbone whose channels cannot be cut out so that the features stay, with the reason.
     """
-    net = _plain(cut)
-    size = image_size or native_size(cut.net)
-    graph = cut.net.channel_graph(size)
+    net = _plain(source, state)
+    size = image_size or native_size(source)
+    graph = source.channel_graph(size)
     images = torch.randn(2, net.spec["in_chans"], size, size, generator=torch.Generator().manual_seed(0)).double()
     wanted = F.normalize(net.features(images))
     _cut_out(net, graph, _living(net, graph, images))
     _compare(net, images, wanted)
-    return PlainNet(net.backbone, net.neck).eval().to(next(cut.net.parameters()))
+    return PlainNet(net.backbone, net.neck).eval().to(next(source.parameters()))
 
 
 def native_size(net: RetrievalNet) -> int:
@@ -70,13 +70,13 @@ def native_size(net: RetrievalNet) -> int:
     return int(fixed[0]) if fixed else 64
 
 
-def _plain(cut: Subnetwork) -> RetrievalNet:
+def _plain(source: RetrievalNet, state: Mapping[str, Tensor]) -> RetrievalNet:
     """The masked network without masks, in float64: its tensors, zeros among them, in a network of the same shape."""
     spec = {
-        k: v for k, v in cut.net.spec.items() if k not in ("granularity", "channel_multiple", "image_size", "scored")
+        k: v for k, v in source.spec.items() if k not in ("granularity", "channel_multiple", "image_size", "scored")
     }
     net = RetrievalNet(**spec, scored=False).double()
-    net.load_state_dict({name: t.cpu() for name, t in cut.state().items() if not prunable.is_score(name)})
+    net.load_state_dict({name: t.cpu() for name, t in state.items() if not prunable.is_score(name)})
     return net.eval()
 
 

@@ -120,7 +120,7 @@ class Subnetwork:
 
     def compact(self, image_size: int | None = None) -> PlainNet:
         """An ordinary torch module with equal features: see `prunnet.subnetworks.compact`."""
-        return compact(self, image_size)
+        return compact(self.net, self.state(), image_size)
 
     def statistics(self) -> dict[str, Tensor]:
         """Its own BatchNorm buffers, by name."""
@@ -192,8 +192,8 @@ def subnetwork(
     `random_masks`: a seed; masks of the same sizes are drawn at random instead (the control for the scores).
     `inside`: with granularity `channel`, the share of the weights left in each layer that stays, by magnitude: channels
     first, weights inside them.
-    `keep`: a capacity of its own for every prunable layer, by name, instead (`prunnet.subnetworks.layer_budgets`); `capacity` is then
-    but the label.
+    `keep`: a capacity of its own for every prunable layer, by name, instead (`subnetworks.layer_budgets`); `capacity`
+    is then only recorded, not used.
     `weights_sha`: `network_sha(net)` where the caller has it, since hashing takes longer than cutting.
     """
     capacity = check_capacity(capacity)

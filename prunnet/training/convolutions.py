@@ -21,10 +21,13 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+import prunnet
 
 SMALL = 16
 """Channels: a vector of AVX-512. Layers whose inputs or outputs are fewer take kernels' odd paths."""
@@ -113,7 +116,7 @@ def judge(kind: Kind, report: list[float] | str) -> str | None:
 def _environment() -> dict[str, str]:
     """Of the child: this very code; as many threads as here, which do not spin while they wait for each other; memory
     that glibc fills with large numbers, so that a result of memory that nobody wrote is not right by chance."""
-    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    here = str(Path(prunnet.__file__).parent.parent)
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     threads = str(torch.get_num_threads())
     return {

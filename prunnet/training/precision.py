@@ -48,7 +48,7 @@ def settle(
     """The fastest that is right: under `auto` bf16 and channels-last where the device has bf16 instructions.
 
     oneDNN's bf16 gradient of a 3x3 convolution with stride 2 on a map of one pixel is uninitialised memory (torch
-    2.15 on an AVX-512 CPU), so a network whose maps shrink that far trains in fp32. `prunnet.training.convolutions` has more.
+    2.15 on an AVX-512 CPU), so a network whose maps shrink that far trains in fp32. `training.convolutions` has more.
 
     Args:
         batch: images of a pass.

@@ -8,15 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from prunnet.pruning.masks import LayerMasks, StoredMasks
 from prunnet.pruning.narrow_pass import Narrow
-
-if TYPE_CHECKING:
-    pass
 
 
 class Selection:

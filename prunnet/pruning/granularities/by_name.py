@@ -8,17 +8,17 @@ from torch import Tensor
 
 from prunnet.config.choices import check_density
 from prunnet.errors import ConfigError
-from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.pruning import prunable
 from prunnet.pruning.granularities.base import Selection
 from prunnet.pruning.granularities.channel import ChannelSelection
 from prunnet.pruning.granularities.kernel import KernelSelection
 from prunnet.pruning.granularities.nm import NmSelection
 from prunnet.pruning.granularities.weight import WeightSelection
+from prunnet.pruning.network import PrunableNet
 
 
 def select(
-    net: RetrievalNet,
+    net: PrunableNet,
     capacities: Sequence[float],
     *,
     allocation: str = "layer",

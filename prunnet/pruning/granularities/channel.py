@@ -9,10 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.pruning.granularities.base import Cut, ScoreRows, Selection
 from prunnet.pruning.masks import StoredMasks
 from prunnet.pruning.narrow_pass import Narrow, can_be_narrow
+from prunnet.pruning.network import PrunableNet
 
 
 class ChannelSelection(Selection):
@@ -23,7 +23,7 @@ class ChannelSelection(Selection):
 
     def __init__(
         self,
-        net: RetrievalNet,
+        net: PrunableNet,
         scores: Sequence[Tensor],
         capacities: Sequence[float],
         allocation: str,

@@ -8,10 +8,10 @@ from concurrent.futures import Executor
 import torch
 from torch import Tensor
 
-from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.pruning import prunable
 from prunnet.pruning.granularities.base import Selection
 from prunnet.pruning.masks import StoredMasks
+from prunnet.pruning.network import PrunableNet
 
 
 class _Stored(Selection):
@@ -19,7 +19,7 @@ class _Stored(Selection):
 
     layers: dict[str, StoredMasks]
 
-    def __init__(self, net: RetrievalNet, scores: Mapping[str, Tensor], capacities: Sequence[float]) -> None:
+    def __init__(self, net: PrunableNet, scores: Mapping[str, Tensor], capacities: Sequence[float]) -> None:
         self.net, self.scores = net, scores
         self.weights = {name: layer.get_parameter("weight") for name, layer in prunable.layers(net).items()}
         self.layers = {name: StoredMasks(weight) for name, weight in self.weights.items()}

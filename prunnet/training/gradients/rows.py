@@ -1,8 +1,8 @@
-"""The gradients of one layer from M passes: their inner products, and their weighted sums (for `prunnet.training.gradients.conflict`).
+"""The gradients of one layer from M passes: their inner products, and their weighted sums (for `gradients.conflict`).
 
 Each subnetwork's gradient counts where its mask keeps a weight. The gradients are read twice, and neither masked
-gradients nor the scores' gradients are ever stored: on a CPU compiled loops make them in cache (`prunnet.pruning.compiled_loops`),
-elsewhere, and under masks that are no thresholds, torch makes them a piece at a time.
+gradients nor the scores' gradients are ever stored: on a CPU compiled loops make them in cache
+(`pruning.compiled_loops`), elsewhere, and under masks that are no thresholds, torch makes them a piece at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunnet.pruning import compiled_loops as kernels
+from prunnet.pruning import compiled_loops
 from prunnet.pruning.masks import LayerMasks, StoredMasks, compilable
 
 _AT_ONCE = 2_500_000
@@ -165,8 +165,8 @@ class _Loops:
             self.magnitude = self.weight if layer.score is None else np.abs(self.score)
 
     def grams(self, out: np.ndarray, part: tuple[int, int]) -> None:
-        kernels.grams(self.rows, self.below, self.magnitude, self.weight, part, out)
+        compiled_loops.grams(self.rows, self.below, self.magnitude, self.weight, part, out)
 
     def sums(self, coefficients: np.ndarray, part: tuple[int, int]) -> None:
         given = self.rows, self.below, self.magnitude, self.weight, self.score, part
-        kernels.sums(*given, coefficients, self.of_weights, self.of_scores)
+        compiled_loops.sums(*given, coefficients, self.of_weights, self.of_scores)

@@ -1,6 +1,6 @@
 """Training methods by name, one file each. An objective turns a batch into gradients; it does not step.
 
-`prunnet.config.methods` holds the names and what each leaves open. Two kinds of networks (masked.py, switchable.py), and
+`config.methods` holds the names and what each leaves open. Two kinds of networks (masked.py, switchable.py), and
 terms that compare with an old network (`Term`), which a single network is trained with (`bct`, `asymmetric`,
 `regression`, `prototypes`, `ndpp`, `odpp`) or which another method adds to every pass (`train.compatible`).
 """
