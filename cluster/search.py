@@ -35,9 +35,8 @@ from prunnet.experiments.stages import Family, finished, stages
 from prunnet.experiments.trial import Trial
 from prunnet.experiments.validation_probe import ProbeConfig
 from prunnet.experiments.work_units import evaluation_plan, network_arrays, plan_units
-from prunnet.redact import restored
+from prunnet.redact import restored, shown
 from prunnet.results.table import ranked_by, trial_folder
-from prunnet.storage import shown
 from prunnet.storage.atomic import write_text
 from prunnet.storage.paths import place, remove
 

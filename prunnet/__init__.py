@@ -22,11 +22,11 @@ __all__ = ["RetrievalNet", "Subnetwork", "SwitchableNet", "best_under", "fit", "
 _name, __dir__ = loaded_when_used(
     __name__,
     {
-        "networks.retrieval_net": ["RetrievalNet"],
-        "networks.switchable": ["SwitchableNet"],
-        "results.table": ["best_under"],
-        "subnetworks.subnet": ["Subnetwork", "subnetwork"],
-        "training.trainer": ["fit"],
+        "prunnet.networks.retrieval_net": ["RetrievalNet"],
+        "prunnet.networks.switchable": ["SwitchableNet"],
+        "prunnet.results.table": ["best_under"],
+        "prunnet.subnetworks.subnet": ["Subnetwork", "subnetwork"],
+        "prunnet.training.trainer": ["fit"],
     },
 )
 

@@ -14,9 +14,9 @@ def loaded_when_used(
 
     Args:
         package: its `__name__`.
-        names: module below the package -> the names that the package hands out from it.
+        names: module -> the names that the package hands out from it.
     """
-    homes = {name: f"{package}.{module}" for module, taken in names.items() for name in taken}
+    homes = {name: module for module, taken in names.items() for name in taken}
 
     def get(name: str) -> Any:
         if name in homes:

@@ -43,7 +43,7 @@ from prunnet.experiments.work_units import Units, evaluation_plan, network_array
 from prunnet.export.latency import measure
 from prunnet.networks.files import allocation_of, load_network
 from prunnet.pruning import prunable
-from prunnet.storage import shown
+from prunnet.redact import shown
 from prunnet.storage.seal import read_text
 from prunnet.subnetworks.subnet import subnetwork
 from prunnet.training.trainer import steps_per_epoch

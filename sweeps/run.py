@@ -20,7 +20,7 @@ from cluster.ending import Stopped, end, family, stoppable
 from cluster.session import in_submitted_job
 from prunnet.config.recipe import Recipe
 from prunnet.errors import ConfigError, DataWarning, from_outside, told
-from prunnet.storage import shown
+from prunnet.redact import shown
 from prunnet.storage.hashing import of_json
 from prunnet.storage.paths import is_url, lock_file, place, private_folder
 from prunnet.storage.seal import read_json, write_json, write_yaml

@@ -41,7 +41,7 @@ from prunnet import results
 from prunnet.errors import ConfigError
 from prunnet.experiments.trial import Trial
 from prunnet.experiments.validation_probe import ProbeConfig, spread
-from prunnet.storage import shown
+from prunnet.redact import shown
 from prunnet.storage.atomic import write_bytes, write_text
 from prunnet.storage.paths import remove
 from prunnet.storage.seal import read_json, write_json, write_yaml

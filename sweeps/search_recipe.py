@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from analysis.quantities import Quantity
 from prunnet.config.recipe import Capacity, Recipe, apply_override, changed, explain, parse_recipe
 from prunnet.errors import ConfigError, echo, told
-from prunnet.storage import hashing, shown
+from prunnet.redact import shown
+from prunnet.storage import hashing
 from prunnet.storage.yaml_reader import read_yaml
 from sweeps.run import absolute_paths
 

@@ -165,7 +165,7 @@ def select(folder: Path, trouble: str = "") -> None:
     """A process that compiles a loop, or reads it."""
     code = (
         f"import numba.core.caching as c\n{trouble}\n"
-        "import numpy as np; from prunnet import kernels\n"
+        "import numpy as np; from prunnet.pruning import compiled_loops\n"
         "compiled_loops.candidates(np.arange(9, dtype=np.int32), np.array([2])); print('selected')"
     )
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder)}

@@ -24,8 +24,7 @@ from prunnet.evaluation.evaluator import evaluate_here
 from prunnet.experiments.stages import train_here
 from prunnet.experiments.trial import Trial
 from prunnet.experiments.work_units import evaluation_plan, network_arrays, plan_units
-from prunnet.redact import restored
-from prunnet.storage import shown
+from prunnet.redact import restored, shown
 from prunnet.storage.paths import place
 from sweeps.capacity import conclude, open_data, trained_networks
 from sweeps.cli import app

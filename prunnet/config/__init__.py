@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = loaded_when_used(
     __name__,
     {
-        "recipe": [
+        "prunnet.config.recipe": [
             "ClusterConfig",
             "DataConfig",
             "ModelConfig",

@@ -16,7 +16,7 @@ from prunnet.config.choices import check_capacity, check_density
 from prunnet.config.colours import check_colour
 from prunnet.config.methods import METHODS, revisions, settle
 from prunnet.errors import ConfigError, echo, unknown
-from prunnet.storage import shown
+from prunnet.redact import shown
 from prunnet.storage.hashing import METHOD_VERSION, calibrations_of, of_file, of_json, weights_sha_of
 from prunnet.storage.yaml_reader import parse_yaml, read_yaml
 

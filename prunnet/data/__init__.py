@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = loaded_when_used(
     __name__,
     {
-        "base": ["Dataset", "ImageSet", "MemoryImages", "RetrievalTest"],
-        "by_name": ["DATASETS", "READERS", "RENDERED", "load", "load_for", "read", "whole"],
-        "listing": ["Listing"],
-        "transforms": ["Augmentation", "Preprocessing"],
+        "prunnet.data.base": ["Dataset", "ImageSet", "MemoryImages", "RetrievalTest"],
+        "prunnet.data.by_name": ["DATASETS", "READERS", "RENDERED", "load", "load_for", "read", "whole"],
+        "prunnet.data.listing": ["Listing"],
+        "prunnet.data.transforms": ["Augmentation", "Preprocessing"],
     },
 )

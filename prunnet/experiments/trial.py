@@ -20,7 +20,8 @@ from prunnet.data.base import Dataset
 from prunnet.evaluation.evaluator import evaluate_here
 from prunnet.experiments.stages import Family, Stage, stages, train_here
 from prunnet.experiments.work_units import evaluation_plan, network_arrays, plan_units
-from prunnet.storage import hashing, shown
+from prunnet.redact import shown
+from prunnet.storage import hashing
 from prunnet.storage.hashing import METHOD_VERSION
 
 

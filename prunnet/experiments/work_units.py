@@ -20,8 +20,9 @@ from prunnet.networks.files import CALIBRATED, allocation_of
 from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.pruning import prunable
 from prunnet.pruning.masks import keep_count
+from prunnet.redact import shown
 from prunnet.results.table import features_key, row_key
-from prunnet.storage import hashing, shown
+from prunnet.storage import hashing
 from prunnet.subnetworks.batchnorm import calibration_indices
 
 Keep = tuple[tuple[str, float], ...]

@@ -13,6 +13,6 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = loaded_when_used(
     __name__,
     {
-        "formats": ["export", "open_export"],
+        "prunnet.export.formats": ["export", "open_export"],
     },
 )

@@ -25,9 +25,9 @@ from prunnet.data.sources.roots import Root, open_root
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError, DataError, DataWarning, printable
 from prunnet.networks.headers import EmbeddingsHeader, check
+from prunnet.redact import shown
 from prunnet.results.spreadsheet import plain_cell
 from prunnet.retrieval.exact_search import Features, search
-from prunnet.storage import shown
 from prunnet.storage.atomic import put_in_place
 from prunnet.storage.paths import place
 from prunnet.storage.tensor_files import load_tensors, save_tensors

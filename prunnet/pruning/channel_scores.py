@@ -181,7 +181,7 @@ class Channels(nn.Module):
         multiply-adds. ConfigError where no channel of it can be cut."""
         if not graph.groups:
             reasons = "; ".join(sorted(set(graph.kept.values()))[:3])
-            raise ConfigError(f"no channel of {net.spec['backbone']} can be cut out: {reasons}")  # type: ignore[index, union-attr]
+            raise ConfigError(f"no channel of {net.spec['backbone']} can be cut out: {reasons}")  # type: ignore[index]
         weights = {
             name: module.get_parameter("weight")
             for name, module in net.named_modules()

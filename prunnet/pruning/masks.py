@@ -147,7 +147,7 @@ class LayerMasks:
         dropped = self._dropped[index]
         if dropped is not None:
             size = out.shape[1]
-            local = dropped - (compiled_loops.start or 0) * size
+            local = dropped - (kernels.start or 0) * size
             local = local[(local >= 0) & (local < out.shape[0] * size)]
             out[local // size, local % size] = 0
 

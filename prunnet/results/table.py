@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from prunnet.errors import ConfigError, ResultsError, echo
 from prunnet.errors import from_outside as from_outside
 from prunnet.errors import told as told
-from prunnet.storage import seal, shown
+from prunnet.redact import shown
+from prunnet.storage import seal
 from prunnet.storage.atomic import put_in_place
 from prunnet.storage.hashing import METHOD_VERSION, of_json
 from prunnet.storage.paths import place, read_file

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = loaded_when_used(
     __name__,
     {
-        "exact_search": ["search"],
-        "hits": ["Hits", "from_features", "from_ranks"],
-        "matrix": ["compatibility_matrix", "score"],
-        "metrics": ["average_precision", "map_at_k", "recall_at_k", "revisited", "revisited_details"],
+        "prunnet.retrieval.exact_search": ["search"],
+        "prunnet.retrieval.hits": ["Hits", "from_features", "from_ranks"],
+        "prunnet.retrieval.matrix": ["compatibility_matrix", "score"],
+        "prunnet.retrieval.metrics": ["average_precision", "map_at_k", "recall_at_k", "revisited", "revisited_details"],
     },
 )

@@ -16,6 +16,6 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = loaded_when_used(
     __name__,
     {
-        "paths": ["is_url", "local", "place", "remove", "upload"],
+        "prunnet.storage.paths": ["is_url", "local", "place", "remove", "upload"],
     },
 )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = loaded_when_used(
     __name__,
     {
-        "batchnorm": ["calibration_loader"],
-        "subnet": ["Subnetwork", "subnetwork"],
+        "prunnet.subnetworks.batchnorm": ["calibration_loader"],
+        "prunnet.subnetworks.subnet": ["Subnetwork", "subnetwork"],
     },
 )
