@@ -27,8 +27,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import prunnet
-
 SMALL = 16
 """Channels: a vector of AVX-512. Layers whose inputs or outputs are fewer take kernels' odd paths."""
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
@@ -116,7 +114,7 @@ def judge(kind: Kind, report: list[float] | str) -> str | None:
 def _environment() -> dict[str, str]:
     """Of the child: this very code; as many threads as here, which do not spin while they wait for each other; memory
     that glibc fills with large numbers, so that a result of memory that nobody wrote is not right by chance."""
-    here = str(Path(prunnet.__file__).parent.parent)
+    here = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     threads = str(torch.get_num_threads())
     return {
