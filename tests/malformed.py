@@ -247,6 +247,7 @@ class Originals:
             "zipped.zip": [[*doctor, "zipped.zip", "--decode"]],
             "store/manifest.json": [[*doctor, "store"]],
             "store/classes.arrow": [[*doctor, "store"]],
+            "store/shard-00000.arrow": [[*doctor, "store", "--decode"]],
             "classes.txt": [["sweep", *sets, *files, *listed]],
         }
 
