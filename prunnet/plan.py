@@ -105,7 +105,8 @@ def plan_units(
         units.append(cut(share, family.top, headers[family.top], tuple(vector.items())))
         pairs.append((units[-1], own[family.top], "own"))
     if family.old is not None:
-        # Its gallery is there already, written with its own statistics, whatever becomes of the cuts'.
+        # The old gallery exists: it was embedded with the old network's own BatchNorm statistics. `sweep.calibrate`
+        # concerns the new subnetworks only.
         own_statistics = family.old_statistics
         determinants["calibration"] = "off" if own_statistics is None else ["stored", own_statistics.calibration]
         old = replace(cut(1.0, OLD, family.old[1]), stored=True)

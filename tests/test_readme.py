@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from prunnet import data, results
@@ -65,7 +67,9 @@ JOBS = [arguments for arguments in calls_of("capacity") if "runs/search_demo/bes
 
 
 def test_the_main_job_is_called_on_many_pages() -> None:
-    with_a_call = [name.name for name, page in PAGES.items() for words in commands(page) if places_of(words, "capacity")]
+    with_a_call = [
+        name.name for name, page in PAGES.items() for words in commands(page) if places_of(words, "capacity")
+    ]
     assert {"README.md", "OMNIGLOT.md", "DEVICES.md", "UPGRADES.md", "METHODS.md", "CLUSTER.md"} <= set(with_a_call)
     assert len(JOBS) >= 12
 
@@ -129,6 +133,25 @@ def test_the_searches_and_their_page_are_what_the_documents_say() -> None:
     assert [key for key in SearchFile.model_fields if key != "name"] == sorted(
         keys, key=list(SearchFile.model_fields).index
     )
+
+
+def test_the_commit_hooks_run_what_make_lint_runs() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    recipe = re.search(r"^lint:.*\n((?:\t.*\n)+)", makefile, flags=re.MULTILINE)
+    assert recipe is not None
+    wanted = [line.strip().replace("$(BIN)", ".venv/bin") for line in recipe[1].splitlines()]
+    (local,) = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    assert local["repo"] == "local"  # nothing is fetched
+    assert [hook["entry"] for hook in local["hooks"]] == wanted
+
+
+def test_the_citation_is_whole() -> None:
+    cited = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (cited["version"], cited["license"]) == (project["version"], project["license"])
+    named = {part["identifiers"][0]["value"] for part in (cited["preferred-citation"], *cited["references"])}
+    methods = PAGES[Path("docs/METHODS.md")]
+    assert {f"arXiv:{number}" for number in re.findall(r"arXiv (\d{4}\.\d{5})", methods)} <= named
 
 
 def anchors(page: str) -> set[str]:

@@ -156,8 +156,11 @@ class Masked(Objective):
         return None if index == 0 or mask is None or not self._narrows else self.selection.narrow(mask)
 
     def _look(self, images: Tensor, step: int) -> None:
-        """Looks whether smaller tensors give what masks give: at the first step of a process with every branch heard
-        (timm starts them silent), then now and then as the network stands, each time at another pass."""
+        """Checks that a pass on smaller tensors gives the features of the masked pass.
+
+        At the first step of a process all BatchNorm scales are 1 for the check, since timm starts residual branches at
+        scale 0, which would hide any difference. Later checks, ten a training, take the network as it is, each time
+        another pass. Once a check fails on any worker, all passes are masked from then on."""
         first = self._narrows is None
         if len(self.capacities) == 1 or self._narrows is False or not (first or step % self._looks_every == 0):
             return
