@@ -39,8 +39,8 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """SIGINT and SIGTERM raise `Stopped` in the block. The block is left by that `Stopped`, even if other code catches it
-    or raises another exception in its place. If the exception does not end the block (C code runs on, a destructor
+    """SIGINT and SIGTERM raise `Stopped` in the block. That `Stopped` also leaves the block, even if other code catches
+    it or raises another exception in its place. If it does not end the block (C code keeps running, or a destructor
     swallows it), the process ends after GRACE_SECONDS, or at once at a second signal."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's
