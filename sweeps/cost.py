@@ -12,13 +12,13 @@ from typing import Annotated
 
 import typer
 
-from prunnet.config import check_capacity
+from prunnet.config.choices import check_capacity
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import ConfigError, echo
-from prunnet.families import Family
-from prunnet.latency import RUNTIMES, SECONDS, measure
-from prunnet.plan import allocation_of
-from prunnet.subnetworks import subnetwork
+from prunnet.experiments.stages import Family
+from prunnet.export.latency import RUNTIMES, SECONDS, measure
+from prunnet.networks.files import allocation_of
+from prunnet.subnetworks.subnet import subnetwork
 from sweeps.printing import Console, print_json
 from sweeps.run import check_number
 from sweeps.terminal_table import print_table
