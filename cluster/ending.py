@@ -113,7 +113,7 @@ def depending_on(cluster: str, processes: Sequence[psutil.Process], answers: Cal
 
     Args:
         cluster: for the message.
-        processes: of this machine, without which nothing goes on.
+        processes: processes of this machine that the cluster needs.
         answers: whether the cluster's head does.
     """
     over = threading.Event()
