@@ -1,8 +1,8 @@
 """A subnetwork as an ordinary, smaller network: no masks, no scores, and without the channels that do nothing.
 
-A set of tied channels (`pruning.channel_graph`) is cut out where nobody reads it, as in every subnetwork of granularity
-`channel`, or where nothing is put in and it stays zero, as sparse masks of other granularities leave now and then.
-Cutting one may leave another unread, so it is repeated until nothing changes; the result is compared with the masked
+A channel group (`pruning.channel_graph`) is cut out if no layer reads it, as in every subnetwork of granularity
+`channel`, or if it has no input and is zero, as sparse masks of other granularities sometimes leave it. Cutting one
+group may leave another unread, so this is repeated until nothing changes; the result is compared with the masked
 network before it is returned.
 """
 
