@@ -192,8 +192,8 @@ def subnetwork(
     `random_masks`: a seed; masks of the same sizes are drawn at random instead (the control for the scores).
     `inside`: with granularity `channel`, the within-channel density: the share of the weights in each layer's kept
     channels that is kept, by magnitude.
-    `keep`: a capacity of its own for every prunable layer, by name, instead (`subnetworks.layer_budgets`); `capacity`
-    is then only recorded, not used.
+    `keep`: per-layer densities, one for every prunable layer by name (`subnetworks.layer_budgets`); `capacity` is then
+    only recorded, not used.
     `weights_sha`: `network_sha(net)` where the caller has it, since hashing takes longer than cutting.
     """
     capacity = check_capacity(capacity)
