@@ -4,8 +4,8 @@ layer-wise cuts beside uniform ones.
     python -m analysis.comparison docs/evidence/methods_omniglot.parquet docs/RESULTS.md
     python -m analysis.comparison docs/evidence/found_omniglot.parquet docs/RESULTS.md found
 
-Only what stands between the two marks of the page (`tables`, or the third argument, which gets the short form) is
-written; the words around it are the author's.
+Only the text between the two marks of the page (`tables`, or the third argument, which gets the short form) is written;
+the rest of the page is written by hand.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ AREA = Quantity(name="hypervolume")
 
 
 def marks(name: str = MARK) -> tuple[str, str]:
-    """What stands before and after tables in a page."""
+    """The marks before and after tables in a page."""
     return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
 def newest(rows: Iterable[Row]) -> list[Row]:
-    """Without what a name stood for once: of trials of one name and seed, which differ in the hash at the end of their
-    identity, the rows of the one that was tested last."""
+    """The rows without those of earlier definitions: of trials with one name and seed, which differ in the hash at the
+    end of their id, the rows of the one that was tested last."""
     named = [((str(row["trial_id"]).rpartition("/")[0], row["seed"]), row) for row in rows]
     last: dict[tuple[str, int], Row] = {}
     for name, row in named:
@@ -159,7 +159,7 @@ def _rate(row: Row) -> str:
 
 
 def upgrade_table(trials: Trials) -> str:
-    """The dense new networks: self-test, search in the old gallery, and what the upgrade is worth, by mAP."""
+    """The dense new networks: self-test, search in the old gallery, and upgrade metrics, by mAP."""
     lines = []
     for name, seeds in trials.items():
         own = {seed: value(rows, 1.0, 1.0, "map") for seed, rows in seeds.items()}
@@ -258,8 +258,8 @@ def page(rows: Sequence[Row]) -> str:
 
 
 def short_page(rows: Sequence[Row]) -> str:
-    """What a few recipes are worth: cross-tests, the area under them, what training took where passes differ, and
-    layer-wise cuts; without further headings."""
+    """The short form for a few recipes: cross-tests, the area under them, training cost where passes differ, and
+    layer-wise subnetworks; without headings."""
     methods = grouped(rows, "methods")
     parts: list[str] = []
     if methods:
@@ -296,7 +296,7 @@ FIRST = ("prunnet", "joint", "independent", "bct", "asymmetric", "regression", "
 
 
 def _order(row: Row) -> tuple[int, str, int]:
-    """Methods in the order in which they are told, everything else by name."""
+    """Methods in the order of FIRST, everything else by name."""
     name = str(row["trial_id"]).partition("/")[2].partition("/")[0]
     return (FIRST.index(name) if name in FIRST else len(FIRST), name, row["seed"])
 

@@ -1,4 +1,4 @@
-"""What a device feels: accuracy over multiply-adds and over measured latency, a line a granularity.
+"""Figure for devices: accuracy over multiply-adds and over measured latency, a line a granularity.
 
     python -m analysis.devices docs/evidence/devices_omniglot.parquet docs/devices.png
 

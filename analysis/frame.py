@@ -80,7 +80,7 @@ class Frame:
 
     @cached_property
     def metric(self) -> str:
-        """The column that the benchmark ranks by: GLDv2's mAP@100, everybody else's mAP."""
+        """The column that the benchmark ranks by: GLDv2's mAP@100, otherwise mAP."""
         protocols = self._protocols
         return ranked_by(protocols[0] if len(protocols) == 1 else None)
 

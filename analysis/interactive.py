@@ -2,7 +2,8 @@
 
 The front's points travel as columns of numbers, since its axes can be switched, in base64, since a hundred thousand
 points are read several times as fast so; all other figures are Plotly's own JSON.
-Colours are Okabe and Ito's, which colour-blind readers tell apart, and the page gives text and grid the colours of its
+Colours are Okabe and Ito's, which colour-blind readers can distinguish, and the page gives text and grid the colours of
+its
 light or dark theme.
 """
 
@@ -35,7 +36,7 @@ _TOLD = ("method", "backbone", "granularity", "allocation", "score_init", "capac
 
 
 def front_columns(frame: Frame) -> dict[str, Any]:
-    """The points of the front as columns: every cost and worth that some row has, and what each point is.
+    """The points of the front as columns: every cost and metric that some row has, and what each point is.
 
     Rows of self-tests and of cross-tests against the dense gallery. Columns are base64 of little-endian numbers:
     float32 with NaN for what is not known (`columns`, `capacity`), uint8 and uint32 that number the names of `tests`

@@ -50,6 +50,6 @@ def script(name: str) -> Markup:
 
 
 def as_json(value: Any) -> Markup:
-    """JSON that may stand inside a script element."""
+    """JSON that is safe inside a script element."""
     text = value.to_json() if isinstance(value, go.Figure) else json.dumps(value, separators=(",", ":"))
     return Markup(text.replace("</", "<\\/"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Point:
-    """One choice: what it costs (lower is better), what it is worth (higher is better), and what it is."""
+    """One choice: its cost (lower is better), its value (higher is better), and its label."""
 
     cost: float
     value: float

@@ -17,7 +17,7 @@ from analysis.pareto import Point, front
 
 FEW = 100
 """Points, or names along an axis, that can be told apart: of more, no names or not all are drawn."""
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # Okabe and Ito's, told apart by colour-blind readers
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # Okabe and Ito's, which colour-blind readers can distinguish
 
 
 def pareto_figure(frame: Frame) -> Figure:

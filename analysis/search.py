@@ -132,8 +132,8 @@ def best_front(records: Sequence[Record], objectives: Sequence[Quantity]) -> lis
 
 
 def growth(records: Sequence[Record], objectives: Sequence[Quantity], worst_cost: float) -> list[tuple[int, float]]:
-    """(trials ended, quality so far), trial after trial in the order they ended: the hypervolume of a cost and a worth,
-    as a share of the box between 0 and `worst_cost`; with other objectives the best of the first."""
+    """(trials ended, quality so far), trial after trial in the order they ended: the hypervolume of a cost and a
+    metric, as a share of the box between 0 and `worst_cost`; with other objectives the best of the first."""
     ended = sorted((r for r in records if r.ended), key=lambda r: (r.ended or "", r.number))
     quality, line, seen = 0.0, [], []
     worth = [q for q in objectives if q.higher]
@@ -165,7 +165,7 @@ def importances(study: optuna.Study, objectives: Sequence[Quantity]) -> dict[str
                     study,
                     target=lambda t, place=place, sign=sign: sign * t.values[place],  # type: ignore[misc]
                 )
-            except (ValueError, RuntimeError):  # all trials alike, or no parameter that all of them have
+            except (ValueError, RuntimeError):  # all trials equal, or no parameter that all of them have
                 continue
     return shares
 

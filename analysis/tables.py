@@ -93,7 +93,7 @@ def _drawn(frame: Frame, style: str) -> str:
 
 
 def shortened(frame: Frame, lines: int = LINES) -> str:
-    """What is said under a table of the first lines, where there are more."""
+    """The line below a table that shows only the first lines."""
     count = len(frame.capacities)
     return f"The first {lines} of {count} lines." if count > lines else ""
 

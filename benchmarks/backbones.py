@@ -58,7 +58,7 @@ class Found:
 
 
 def look(name: str, limit: float) -> Found:
-    """Runs doctor at 64 pixels, and where the model does not take those, at its own size."""
+    """Runs doctor at 64 pixels, or at the model's own size if it does not take 64."""
     own = int(timm.get_pretrained_cfg(name).input_size[-1])  # type: ignore[union-attr]
     started = time.monotonic()
     for size in dict.fromkeys((64, own)):
@@ -69,7 +69,7 @@ def look(name: str, limit: float) -> Found:
 
 
 def doctor(name: str, size: int, limit: float) -> dict[str, str]:
-    """What doctor says of each granularity."""
+    """The result of doctor for each granularity."""
     command = [
         sys.executable,
         "-m",

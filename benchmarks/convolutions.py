@@ -21,7 +21,7 @@ DTYPES = ("float32", "bfloat16")
 
 
 def kinds(sizes: tuple[int, ...], kernels: tuple[int, ...]) -> Iterator[Kind]:
-    """All that are looked at, those of a layout and a type together."""
+    """All kinds that are tested, grouped by layout and type."""
     for last, dtype, kernel, stride, size in itertools.product((False, True), DTYPES, kernels, (1, 2), sizes):
         same = {
             "kernel": (kernel, kernel),

@@ -4,7 +4,7 @@
     python -m benchmarks.latency --runtime compile --backbone mobilenetv2_100
     python -m benchmarks.latency --model RUN/model.safetensors --runtime onnxruntime --threads 1 --batch 32
 
-The cuts are interleaved with the dense network, round after round, so that a machine whose clock wanders treats them
+The cuts are interleaved with the dense network, round after round, so that changes of the machine's clock affect all
 alike; what counts is the median over rounds. Values of weights play no part, so nothing is trained. On a GPU, where
 there is one, in bf16, and 2:4 beside the others on the kernels for it where the backbone has linear layers
 (`--backbone vit_small_patch16_224`).
@@ -65,7 +65,7 @@ def main(
     model: Annotated[Path | None, typer.Option(help="A trained network's file, in place of a backbone.")] = None,
     size: Annotated[int, typer.Option(help="Pixels a side.")] = 224,
     batch: Annotated[int, typer.Option(help="Images at a time.")] = 1,
-    threads: Annotated[int, typer.Option(help="Of the runtime.")] = 2,
+    threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 2,
     rounds: Annotated[int, typer.Option(help="Of all networks.")] = 60,
     runtime: Annotated[str, typer.Option(help="eager or compile; with --model also onnxruntime.")] = "eager",
 ) -> None:

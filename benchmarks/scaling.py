@@ -30,7 +30,7 @@ RAYLETS = 4
 
 
 class Sleeper:
-    """A worker whose work takes as long as it is told."""
+    """A worker whose work takes a given time."""
 
     def work(self, seconds: float) -> float:
         time.sleep(seconds)

@@ -1,4 +1,4 @@
-"""Exact search in a gallery of a million embeddings that lies on disk, and mAP@100 of what it finds.
+"""Exact search in a gallery of a million embeddings on disk, and mAP@100 of its results.
 
     python -m benchmarks.search [--queries 1000] [--gallery 1000000] [--dim 256] [--depth 100]
 

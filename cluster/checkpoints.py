@@ -1,5 +1,5 @@
-"""Ray Train's checkpoints of one training, looked at before it goes on: a damaged one gives way to the one before, and
-Ray's list of them, which Ray rewrites in place, is made again where it is torn."""
+"""Checks Ray Train's checkpoints of one training before it resumes: the one before replaces a damaged one, and Ray's
+list of checkpoints, which Ray rewrites in place, is written again if it is torn."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ LIST = "checkpoint_manager_snapshot.json"
 
 
 def mend(run: Path, training_hash: str) -> tuple[resume.Intact | None, list[str]]:
-    """Makes sure that the training in `run` goes on from its newest intact checkpoint, which all workers then get.
+    """Makes sure that the training in `run` resumes from its newest intact checkpoint, which all workers then get.
 
-    Without a list nothing was registered yet, or somebody removed the list to start over: nothing is done.
+    Without a list nothing is done: no checkpoint was registered yet, or the user removed the list to start over.
 
     Returns:
-        The checkpoint that the training will go on from, if any, and what was mended, a line each, for the user; no
+        The checkpoint that the training will resume from, if any, and what was repaired, a line each, for the user; no
         line where nothing was damaged.
 
     Raises:

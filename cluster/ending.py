@@ -1,5 +1,5 @@
-"""How a driver ends before its work is done: on a signal, or because Ray's own processes died. Always with one line,
-the documented exit code, within ten seconds, and with no process of its own left behind."""
+"""How a driver ends before its work is done: on a signal, or because Ray's own processes died. In both cases it prints
+one line, ends within ten seconds with the documented exit code, and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from rich.console import Console
 from prunnet.redact import shown
 
 GRACE_SECONDS = 7.0
-"""How long a stopped driver may take to close its session before it is ended the hard way."""
+"""How long a stopped driver may take to close its session before `os._exit` ends it."""
 AGAIN = "run the same command again to go on"
 _NAMES = {signal.SIGINT: "Ctrl-C (SIGINT)", signal.SIGTERM: "SIGTERM"}
 _LOOK_EVERY_SECONDS = 0.1
 _LOST_SECONDS = 50.0
-"""How long a head may be silent. A head that starts again (Redis) is waited for; after 60 s Ray ends its drivers."""
+"""How long a head may not answer before the cluster counts as lost. A head that restarts (with Redis) answers sooner;
+after 60 s Ray itself ends its drivers."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -33,14 +34,14 @@ class Stopped(KeyboardInterrupt):
         super().__init__(f"stopped by {_NAMES[signal.Signals(signum)]}; {AGAIN}")
         self.code = 128 + signum
         self.family = family
-        """Processes below this one when the signal came: those whose parents end first are nobody's children."""
+        """All descendants of this process when the signal came: once their parents have ended, they cannot be found."""
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """SIGINT and SIGTERM raise `Stopped` in the block, and `Stopped` leaves it, whatever was made of it there. Where it
-    is not heard (in C code, in a destructor, which swallows it), the process ends after GRACE_SECONDS, or at the second
-    signal, all the same."""
+    """SIGINT and SIGTERM raise `Stopped` in the block. That `Stopped` also leaves the block, even if other code catches
+    it or raises another exception in its place. If it does not end the block (C code keeps running, or a destructor
+    swallows it), the process ends after GRACE_SECONDS, or at once at a second signal."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's
         return
@@ -60,7 +61,7 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if stopped:  # whatever became of the exception on its way through C code: Ray makes a KeyboardInterrupt of it
+        if stopped:  # Ray's C code replaces our exception by a plain KeyboardInterrupt
             raise stopped[0] from None
         raise
     else:
@@ -112,7 +113,7 @@ def depending_on(cluster: str, processes: Sequence[psutil.Process], answers: Cal
 
     Args:
         cluster: for the message.
-        processes: of this machine, without which nothing goes on.
+        processes: processes of this machine that the cluster needs.
         answers: whether the cluster's head does.
     """
     over = threading.Event()

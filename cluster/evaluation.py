@@ -37,7 +37,7 @@ class Subject:
 
 
 class EvaluationActor:
-    """An actor: evaluates units of whatever subject comes."""
+    """An actor that evaluates units of any subject."""
 
     def __init__(self) -> None:
         self._evaluators: OrderedDict[str, Evaluator] = OrderedDict()
@@ -67,8 +67,8 @@ def start_actor(cluster: ClusterConfig, **options: Any) -> Any:
 
 
 def shared_actors(cluster: ClusterConfig) -> list[Any]:
-    """`cluster.actors` actors for many callers. Nobody replaces a dead one: Ray starts it again, wherever there is
-    room, and repeats what it was asked, which changes nothing where it was done."""
+    """`cluster.actors` actors for many callers. Ray itself restarts a dead one wherever there is room, and repeats its
+    calls; a finished call that is repeated changes nothing."""
     return [start_actor(cluster, max_restarts=-1, max_task_retries=cluster.attempts) for _ in range(cluster.actors)]
 
 

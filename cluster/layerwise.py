@@ -1,4 +1,4 @@
-"""The search for layer-wise capacities: Optuna proposes vectors, actors look at them, nothing is trained."""
+"""The search for per-layer densities: Optuna proposes vectors, actors test them, nothing is trained."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ differs from the best guess by a third a layer. Larger steps make every candidat
 
 @dataclass(frozen=True)
 class Proposal:
-    """A vector to look at."""
+    """A vector to test."""
 
     trial: optuna.Trial
     keep: Keep
@@ -157,5 +157,5 @@ def improve(
 
 
 def _unit(place: int, keep: Keep) -> FeaturesUnit:
-    """Looked at once and forgotten, so its key need not say what it is."""
+    """Tested once and not stored, so its key need not identify it."""
     return FeaturesUnit(f"look {place}", 1.0, keep=tuple(keep.items()))

@@ -18,7 +18,7 @@ from prunnet.errors import ResourceError
 SLOT = "trial_slot"
 HEAD = "node:__internal_head__"
 _TRACE = 0.001
-"""Of a placement resource: it says where a driver lives, and never how many there are."""
+"""Amount of a placement resource: it places a driver, and does not limit how many there are."""
 Free = dict[str, float]
 
 

@@ -21,7 +21,7 @@ _NONE: Any = object()
 
 @dataclass
 class Outcome(Generic[Unit]):
-    """What became of the units."""
+    """Results of the units."""
 
     done: list[tuple[Unit, Any]] = field(default_factory=list)
     failed: list[tuple[Unit, str]] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Pool(Generic[Unit]):
 
     @classmethod
     def of(cls, actors: Sequence[Any], attempts: int) -> Pool[Unit]:
-        """A pool of actors that are somebody else's: never replaced, never ended."""
+        """A pool of actors that belong to another owner: it neither replaces nor ends them."""
         pool = cls.__new__(cls)
         pool._start, pool._attempts, pool.actors = None, attempts, list(actors)
         return pool

@@ -1,4 +1,4 @@
-"""Progress from workers to the terminal of the driver: a board that workers write and the driver reads."""
+"""Progress from workers to the terminal of the driver: a progress actor that workers write to and the driver reads."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def bar(console: Console) -> Progress:
 
 @contextmanager
 def watched(board: Any, console: Console) -> Iterator[None]:
-    """Shows what workers post on the board, until the block ends: steps on a bar, a line an epoch."""
+    """Shows what workers post to the progress actor until the block ends: steps on a bar, a line an epoch."""
     stop = threading.Event()
     with bar(console) as progress:
         thread = threading.Thread(target=_follow, args=(board, progress, console, stop), daemon=True)

@@ -1,7 +1,7 @@
 """Trials of a search: each a Ray Train run inside a Ray Tune trial, tested by shared evaluation actors.
 
-Optuna's storage is the only ledger. A trial that a killed driver left RUNNING is taken up again under its number, with
-its parameters, and its training goes on from its own last checkpoint. Tune's own state is not kept.
+Optuna's storage is the only record of trials. A trial that a killed driver left RUNNING is resumed under its number,
+with its parameters, and its training continues from its own last checkpoint. Tune's own state is not kept.
 """
 
 from __future__ import annotations
@@ -50,14 +50,15 @@ class Job:
     """What all trials of a search share."""
 
     folder: str
-    """On storage that all nodes share: `models/`, `trials/` (checkpoints), `features/` and `results/` lie in it."""
+    """On storage that all nodes share; it holds `models/`, `trials/` (checkpoints), `features/` and `results/`."""
     measure: Callable[[Sequence[Row]], tuple[dict[str, float], dict[str, float]]]
-    """A trial's complete rows -> its objectives, and how far it is beyond each limit; PrunnetError where it cannot."""
+    """A trial's complete rows -> its objectives, and how far it is beyond each limit; PrunnetError where one is
+    undefined."""
     probe: ProbeConfig | None
     git_commit: str | None
     known: Any = ()
-    """Values of the trials' recipes with the credentials of their URLs: Tune writes each trial's own to the disk,
-    without them."""
+    """Values of the trials' recipes with the credentials of their URLs. Tune writes each trial's recipe to disk without
+    credentials, and they are restored from these."""
 
     def results_of(self, trial: Trial) -> Path:
         return trial_folder(place(self.folder) / "results", trial.id)
@@ -70,14 +71,14 @@ class Job:
         return place(self.folder) / "trials" / trial_id.replace("/", "-")
 
     def note_error(self, trial: Trial, error: BaseException) -> None:
-        """Keeps what a trial died of, for its reason if it dies for good."""
+        """Stores the error of a trial's process: the trial's reason if it fails for good."""
         write_text(self.work_of(trial) / "error.txt", one_line(error)[:1000])
 
     def last_error(self, trial_id: str) -> str:
         try:
             return (self._work(trial_id) / "error.txt").read_text(encoding="utf-8")
         except OSError:
-            return "its processes died as often as it may be tried"
+            return "its processes died in every attempt"
 
     def clear(self, trial_id: str) -> None:
         """Removes the checkpoints of a trial that ended."""
@@ -87,7 +88,7 @@ class Job:
 def run(job: Job, trial: Trial, hosts: Sequence[Any], callbacks: Sequence[Any] = ()) -> list[Row]:
     """Trains and tests what is missing of one trial; returns its complete rows.
 
-    Raises PrunnetError for what a second try would only repeat.
+    Raises PrunnetError for errors that a second try would repeat.
     """
     recipe, folder = trial.recipe, place(job.folder)
     console = Console(quiet=True)
@@ -124,7 +125,8 @@ def run(job: Job, trial: Trial, hosts: Sequence[Any], callbacks: Sequence[Any] =
 
 
 def trainable(config: dict[str, Any], *, job: Job, hosts: Sequence[Any]) -> None:
-    """A Tune trial. What a second try would only repeat is reported, anything else raised and tried again."""
+    """A Tune trial. An error that a second try would repeat is reported and fails the trial; any other is raised, and
+    Tune tries again."""
     trial = Trial(config["name"], Recipe.model_validate(restored(config["recipe"], job.known)))
     try:
         rows = run(job, trial, hosts, callbacks=[TuneReportCallback()])
@@ -141,7 +143,8 @@ def trainable(config: dict[str, Any], *, job: Job, hosts: Sequence[Any]) -> None
 
 
 class Ledger(Searcher):
-    """Optuna behind Tune: hands out points, takes trials up again, and tells Optuna how each ended.
+    """Tune's search algorithm: asks Optuna for points, resumes interrupted trials, and tells Optuna how each trial
+    ended.
 
     Ray's own OptunaSearch would leave a trial without all values RUNNING for ever, record a stopped one as COMPLETE,
     and drop constraints.
@@ -161,7 +164,7 @@ class Ledger(Searcher):
         on_end: Callable[[FrozenTrial], None],
         job: Job,
     ) -> None:
-        super().__init__(metric=VALUE + objectives[0], mode="max")  # Tune wants one; it decides nothing here
+        super().__init__(metric=VALUE + objectives[0], mode="max")  # Tune needs a metric; it is not used here
         self.study, self._objectives, self._point, self._on_end, self._job = study, objectives, suggest, on_end, job
         self._running: dict[str, optuna.Trial] = {}
         self._orphans = [t._trial_id for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
@@ -173,7 +176,7 @@ class Ledger(Searcher):
         return True
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: Optuna's storage is the ledger."""
+        """Does nothing: Optuna's storage holds the state."""
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError
@@ -199,7 +202,7 @@ class Ledger(Searcher):
             return {"name": ready.name, "recipe": shown(ready.recipe.model_dump(mode="json"))}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing: only the end counts."""
+        """Does nothing: only the end of a trial counts."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tells Optuna: COMPLETE with values, PRUNED where it was stopped early, or FAIL with the reason."""
@@ -219,7 +222,7 @@ class Ledger(Searcher):
             trial.set_user_attr("score", result["score"])
             self._end(trial, TrialState.PRUNED)
         else:
-            self._end(trial, TrialState.FAIL, reason="it ended without a word")
+            self._end(trial, TrialState.FAIL, reason="the trial's process died without an error message")
 
     def _end(
         self, trial: optuna.Trial, state: TrialState, values: Sequence[Any] | None = None, reason: str | None = None
@@ -237,7 +240,7 @@ def scheduler(name: str, *, grace: int, reduction: float, epochs: int, seen: Ite
     Args:
         seen: partial rows of trials that ended before this driver began: a resumed search compares with them, too.
     """
-    last = epochs - 1  # whoever is trained to the end is tested
+    last = epochs - 1  # trials that reach the last epoch are tested in any case
     if name == "none" or last < 1:
         return FIFOScheduler()
     if name == "median":
@@ -278,11 +281,11 @@ def explore(
     attempts: int,
     stopping: TrialScheduler,
 ) -> None:
-    """Runs so many trials, so many at once."""
+    """Runs `trials` trials, `concurrent` at once."""
     # Epochs report a score, the end reports objectives: Tune would want every metric in every report.
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(concurrent)
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is the job's: Tune would go on for a while
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # the job handles Ctrl-C; Tune would continue for a while
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # or it prints a banner in spite of verbose=0
     storage = place(job.folder) / "tune"
     remove(storage)

@@ -1,4 +1,4 @@
-"""Joining or starting a Ray cluster, and saying at once what it cannot give."""
+"""Joins or starts a Ray cluster, and refuses at once what the cluster cannot provide."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _API_URL = "RAY_API_SERVER_ADDRESS"
 _NOWHERE = "http://127.0.0.1:1"
 _LOOKS = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 _LOOK_EVERY_SECONDS = "0.5"
-"""Ray Train takes a worker's checkpoint at its next look, and the worker waits for that: 2 s, left to itself, which is
-longer than an epoch of a small network."""
+"""Seconds between Ray Train's polls of its workers. A worker waits until the next poll takes its checkpoint; Ray's
+default, 2 s, is longer than an epoch of a small network."""
 
 
 @contextmanager
 def session(config: ClusterConfig, *, state_api: bool = False) -> Iterator[None]:
-    """A Ray cluster for the time of a job: the one of RAY_ADDRESS (as in a submitted job), else a local one. Inside
-    another session it is that one's.
+    """A Ray cluster for the duration of a job: that of RAY_ADDRESS (as in a submitted job), else a local one. Inside
+    another session it is that session's cluster.
 
     Args:
         state_api: whether Ray's dashboard process must run: see `check_state_api`.
@@ -71,11 +71,11 @@ def session(config: ClusterConfig, *, state_api: bool = False) -> Iterator[None]
 def _start(address: str | None, state_api: bool) -> None:
     """Joins the cluster at `address`, or starts one.
 
-    Every process is told where *its* cluster's state API is, or that there is none: left to itself, Ray looks for it
-    for ten seconds at the end of each training, or takes the newest cluster of the machine for its own. That one
-    knows nothing of this training, and its workers would be taken away.
+    Every process gets the address of its own cluster's state API, or learns that there is none. Otherwise Ray searches
+    for it for ten seconds at the end of each training, or takes the newest cluster of the machine, which does not know
+    this training, so that its workers would be removed.
 
-    Raises ResourceError, in one line, where Ray does not start or nobody answers at the address.
+    Raises ResourceError, in one line, if Ray does not start or no head answers at the address.
     """
     more: dict[str, Any] = {"log_to_driver": verbose(), "include_dashboard": False}
     api = _NOWHERE
@@ -115,8 +115,8 @@ def _patience() -> float:
 
 @contextmanager
 def _waiting_for_the_node(patience: float) -> Iterator[None]:
-    """Ray gives its processes 30 s to start: for its head that is a variable, for the node a constant in its code, so
-    its question whether the node is there waits until it is."""
+    """Ray gives its processes 30 s to start. For the head that is a variable, for the node a constant in Ray's code, so
+    the function that asks for the node is replaced by one that waits."""
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(int(patience)))
     services: Any = ray._private.services
     ask, deadline = services.get_node, time.monotonic() + patience
@@ -139,7 +139,7 @@ def _waiting_for_the_node(patience: float) -> Iterator[None]:
 
 @contextmanager
 def _keeping_signals() -> Iterator[None]:
-    """Ray takes SIGTERM for itself when it starts, in Python and in C++; the job has its own answer to it."""
+    """Keeps the job's SIGTERM handler: Ray installs its own when it starts, in Python and in C++."""
     ours = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -260,7 +260,7 @@ def check_state_api() -> None:
 
 
 def wait_for_resources(config: ClusterConfig) -> None:
-    """`check_resources`, again and again for `cluster.wait_minutes`; an autoscaler is told what will be needed."""
+    """Repeats `check_resources` for up to `cluster.wait_minutes`; an autoscaler is asked for what is needed."""
     deadline = time.monotonic() + 60 * config.wait_minutes
     asked = False
     while True:

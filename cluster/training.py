@@ -1,8 +1,8 @@
 """Ray Train around `prunnet.training`: data-parallel workers, a checkpoint an epoch (or more often), exact resume.
 
-The run's name holds the hash of its configuration, so the same job goes on where it stopped, and another
-configuration starts afresh. A killed worker costs the steps since the last *registered* checkpoint; a damaged
-checkpoint those since the one before.
+The run's name holds the hash of its configuration, so the same job resumes where it stopped, and another configuration
+starts anew. A killed worker costs the steps since the last *registered* checkpoint; a damaged checkpoint costs those
+since the one before.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from prunnet.training.trainer import Trainer
 
 POST_EVERY_SECONDS = 0.5
 _MENDED = 3
-"""How often a training goes on from an older checkpoint in one call; a disk that spoils more is of no use."""
+"""How often one call resumes from an older checkpoint before it gives up."""
 FINAL = (PrunnetError, ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError)
-"""What a second try would only repeat: the user's mistakes and ours. A lost process or peer is neither."""
+"""Errors that a second try would repeat: mistakes of the user or of this project. A lost process is not among them."""
 
 
 @dataclass(frozen=True)
 class Watch:
-    """What is looked at after every epoch, and where that is written down."""
+    """What is tested after every epoch, and where its rows are written."""
 
     probe: ProbeConfig
     trial: str
@@ -71,10 +71,10 @@ def train(
         folder: of Ray Train's own files, on storage that all nodes share.
         dataset: as the driver sees it; workers load their own.
         watch: reports a `score` with every epoch.
-        callbacks: Ray Train's, which are told of every report.
+        callbacks: Ray Train's, called with every report.
 
     Raises:
-        ConfigError: what a worker says of the recipe. DataError: an earlier run saw other images.
+        ConfigError: a worker refused the recipe. DataError: an earlier run saw other images.
         CheckpointError: no checkpoint of an earlier run is intact.
         RuntimeError: workers failed more often than `cluster.max_failures`.
     """
@@ -92,9 +92,7 @@ def train(
             with checkpoint.as_directory() as final:
                 return resume.export(final, recipe, model_path)
         except CheckpointError:
-            _, notes = checkpoints.mend(
-                folder / name, recipe.training_hash()
-            )  # damaged since it was looked at, perhaps
+            _, notes = checkpoints.mend(folder / name, recipe.training_hash())  # perhaps damaged after the check
             if not notes or not again:
                 raise
 
@@ -103,7 +101,8 @@ def _fit(
     recipe: Recipe, folder: Path, name: str, console: Console, loop: dict[str, Any], callbacks: Sequence[Any]
 ) -> Checkpoint:
     """One run of Ray Train, from the last registered checkpoint to the end; returns the final checkpoint."""
-    # Beside the driver: on any other node it would die with that node, and every training after it ask a dead board.
+    # On the driver's node: on another node it could die with that node, and later trainings would call a dead progress
+    # actor.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     cluster = recipe.cluster
@@ -141,7 +140,7 @@ def _fit(
 
 
 def raise_refusal(board: Any) -> None:
-    """Raises what a worker posted for somebody to mend, if anything."""
+    """Raises the error that a worker posted for the driver, if there is one."""
     said = ray.get(board.state.remote())
     if "refusal" in said:
         kind: type[Exception] = RuntimeError
@@ -151,10 +150,10 @@ def raise_refusal(board: Any) -> None:
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """One worker. What somebody must mend is posted to the driver, and not tried again.
+    """One worker. An error that a second try would repeat is posted to the driver.
 
-    The worker still raises, since others may wait for it in a collective; Ray Train then starts the group once
-    more, and that group sees the post and ends.
+    The worker raises it as well, since others may wait for this worker in a collective. Ray Train then restarts the
+    group, which finds the posted error and ends.
     """
     board = config["board"]
     if "refusal" in ray.get(board.state.remote()):
@@ -171,7 +170,7 @@ def train_worker(config: dict[str, Any]) -> None:
 def _train(recipe: Recipe, board: Any, watch: Watch | None, origin: dict[str, Any] | None) -> None:
     torch.set_num_threads(max(1, int(recipe.cluster.cpus_per_worker)))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)  # the driver has said it
+        warnings.simplefilter("ignore", DataWarning)  # the driver has printed it
         dataset = data.load(recipe.data) if watch is None else data.load_for(recipe)
     trainer = make_trainer(recipe, dataset, ray.train.torch.get_device())
     if trainer.reducer.rank == 0 and trainer.notes:
@@ -187,7 +186,7 @@ def _train(recipe: Recipe, board: Any, watch: Watch | None, origin: dict[str, An
 
 
 class Saver:
-    """Checkpoints of a trainer, and its progress on the board."""
+    """Saves checkpoints of a trainer, and posts its progress."""
 
     def __init__(
         self,
@@ -219,7 +218,7 @@ class Saver:
     def after_epoch(self, trainer: Trainer) -> None:
         if self.probe is not None and self.watch is not None:
             seen = self.probe.look(trainer.net, trainer.reducer)
-            # Nobody is stopped who is trained to the end: the last look is written down, and not reported.
+            # The last test is stored and not reported: a trial that is trained to the end is not stopped.
             over = trainer.progress.step >= trainer.total_steps
             self._score = {} if over else {"score": probe.score(seen)}
             if trainer.reducer.rank == 0:
@@ -239,7 +238,7 @@ class Saver:
         return bool(self.trainer.reducer.gather(torch.tensor(float(late)))[0])
 
     def _called_back(self, step: int) -> bool:
-        """Whether a worker's node is about to be taken away and no checkpoint answered that yet; all workers agree."""
+        """Whether a node will be taken away and no checkpoint was saved since that notice; all workers agree."""
         every = self.recipe.cluster.preemption_steps
         if not every or step % every:
             return False

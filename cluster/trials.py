@@ -38,7 +38,7 @@ def run_trials(
 ) -> list[tuple[Trial, str]]:
     """Runs trials on `cluster.actors` actors.
 
-    A dead actor is replaced; its trial goes on from its last finished epoch.
+    A dead actor is replaced; its trial resumes from the last finished epoch.
 
     Returns:
         (trial, error) of each trial that failed `cluster.attempts` times.

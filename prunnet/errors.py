@@ -24,7 +24,7 @@ _FOREIGN = {
     "zipfile": "BadZipFile",
     "zlib": "error",
 }
-"""Modules of libraries and what they raise of files, processes and services that fail."""
+"""Modules of libraries, and the errors that they raise for files, processes and services that fail."""
 
 
 class PrunnetError(ValueError):
@@ -39,15 +39,15 @@ class ConfigError(PrunnetError):
 
 
 class DataError(PrunnetError):
-    """A data set that cannot be read or does not serve its purpose."""
+    """A data set that cannot be read or used."""
 
 
 class DataWarning(UserWarning):
-    """What a user should know of a copy of a data set that serves all the same."""
+    """A note on a copy of a data set that can be used nevertheless."""
 
 
 class CheckpointError(PrunnetError):
-    """A saved file that is not what it should be."""
+    """A saved file that is missing, damaged or of another kind."""
 
 
 class ResourceError(PrunnetError):
@@ -59,12 +59,12 @@ class ResultsError(PrunnetError):
 
 
 def from_outside(error: BaseException) -> bool:
-    """Whether the cause is what a program is given or runs on: a user's mistake, a damaged file, a full disk, too
-    little memory, a library that refuses its input. Anything else, such as TypeError, is a bug of ours."""
+    """Whether an error comes from input or environment: a user's mistake, a damaged file, a full disk, too little
+    memory, a library that refuses its input. Anything else, such as TypeError, is a bug of ours."""
     if isinstance(error, (PrunnetError, OSError, RuntimeError, MemoryError, UnicodeError, EOFError)):
         return True
     raised = [getattr(sys.modules.get(module), name, None) for module, name in _FOREIGN.items()]
-    return any(isinstance(error, kind) for kind in raised if kind is not None)  # what is not loaded raised nothing
+    return any(isinstance(error, kind) for kind in raised if kind is not None)  # not loaded: raised nothing
 
 
 def echo(value: object) -> str:

@@ -33,7 +33,7 @@ _AWS_ID = re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b")
 
 def shown(value: Value) -> Value:
     """A text, path (as text) or JSON value as it may be printed, kept and hashed: users, passwords and tokens of URLs,
-    and what names itself a password, are `***`. What holds none of them is returned as it is."""
+    and what names itself a password, are `***`. A value without any of them is returned unchanged."""
     if isinstance(value, str):
         return _shown(value)  # type: ignore[return-value]
     if hasattr(value, "joinpath"):  # pathlib's, or one of an object store, which is none of pathlib's

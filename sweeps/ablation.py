@@ -64,7 +64,8 @@ def ablate(
 
 
 def phases(ablation: Ablation, run: Run):  # type: ignore[no-untyped-def]
-    """(name, trials), each made when the phases before it are done: rates come from the table."""
+    """Yields (name, trials). A phase is planned when the earlier ones are done, since tuned rates come from the
+    table."""
     yield "tuning", ablation.tuning()
     yield "tuning of taught methods", ablation.tuning(taught=True, table=results.read(run.results))
     table = results.read(run.results)
@@ -114,13 +115,13 @@ def run_on_cluster(trials: Sequence[Trial], run: Run, ablation: Ablation, device
 
 
 def done(trial: Trial, run: Run, ablation: Ablation, console: Console) -> None:
-    """Says so, and packs the table."""
+    """Packs the table and prints that the trial is done."""
     rows = results.pack(run.results, ablation.table)
     console.print(f"{trial.name} done; {rows} rows in {ablation.table}")
 
 
 def show(ablation: Ablation, console: Console) -> None:
-    """What the recipe asks for, and what of it the table holds."""
+    """Prints all trials of the recipe, and whether the table holds them."""
     table = results.read_packed(ablation.table) if ablation.table.exists() else None
     known = [] if table is None else table["trial_id"].to_pylist()
     trials = [*ablation.tuning(), *([] if table is None else ablation.tuning(taught=True, table=table))]
@@ -132,10 +133,10 @@ def show(ablation: Ablation, console: Console) -> None:
 def main(
     recipe: Annotated[Path, typer.Option(help="YAML recipe of an ablation.")] = DEFAULT_RECIPE,
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the base, e.g. train.epochs=3.")] = None,
-    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
+    local: Annotated[bool, typer.Option("--local", help="Run in this process, without Ray.")] = False,
     device: Annotated[str, typer.Option(help="With --local: cpu or cuda.")] = "cpu",
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run and its table, and start over.")] = False,
-    list_: Annotated[bool, typer.Option("--list", help="Say what there is to do, and stop.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List all trials, done or not, and stop.")] = False,
 ) -> None:
     """Train and test methods, variants and upgrades over seeds."""
     console = Console()
@@ -149,5 +150,5 @@ def main(
 
 
 if __name__ == "__main__":
-    with one_line_errors():  # a full disk or an odd encoding of the terminal meets --help, too
+    with one_line_errors():  # --help, too, may meet a full disk or a terminal without UTF-8
         typer.run(main)

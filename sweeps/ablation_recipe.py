@@ -28,7 +28,7 @@ class Tuning(BaseModel):
     key: str = "train.lr"
     values: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
     values_of: dict[str, tuple[float, ...]] = {}
-    """As many others for some methods, where the best of `values` lay at their edge."""
+    """Other values, as many, for methods whose best of `values` lay at the edge of the range."""
     seed: Seed = 0
     set: Changes = {}
     """Further changes while tuning, such as fewer epochs."""
@@ -94,7 +94,7 @@ class Ablation:
         return absolute_paths(parse_recipe(tree))
 
     def tuning(self, *, taught: bool = False, table: pa.Table | None = None) -> list[Trial]:
-        """Every method at every rate; those that a dense network teaches come when that one's rate is known."""
+        """Every method at every rate. Methods with a dense teacher are tuned when the teacher's rate is known."""
         methods = [name for name, change in self.file.methods.items() if self._taught(change) == taught]
         return [trial for name in methods for trial in self._tuning_of(name, table).values()]
 
@@ -196,7 +196,7 @@ class Ablation:
         key, seen = self.file.tuning.key, {}
         by: Literal["own", "dense"] = "own" if name == "independent" else "dense"
         every = table.to_pylist()
-        for value, trial in self._tuning_of(name, table).items():  # by what they are: their names may have meant others
+        for value, trial in self._tuning_of(name, table).items():  # by id: a name may have had an earlier definition
             if rows := [r for r in every if r["trial_id"] == trial.id and self._counts(r, by)]:
                 seen[value] = sum(r["map"] for r in rows) / len(rows)
         return {key: max(seen, key=lambda value: seen[value])} if seen else {}

@@ -4,8 +4,8 @@
     python sweeps/capacity.py --recipe FILE --set model.backbone=resnet18 --set sweep.capacities=[0.2,0.5]
     ray job submit --working-dir . -- python sweeps/capacity.py --recipe sweeps/recipes/demo.yaml
 
-Alone it starts a Ray of its own; under `ray job submit` (or with RAY_ADDRESS) it joins the cluster. The same
-command again resumes: what is finished is not done twice. Everything lands in runs/<name>/:
+Started alone, it starts a local Ray; under `ray job submit` (or with RAY_ADDRESS) it joins the cluster. The same
+command again resumes: finished work is skipped. All files are written to runs/<name>/:
 
     model.safetensors   the trained network and its scores     results/     the results table, Parquet
     features/           embeddings of every capacity           pareto.png   report.html   recipe.yaml
@@ -71,16 +71,16 @@ def sweep(recipe: Recipe, *, fresh: bool = False, console: Console | None = None
             family = trained_networks(recipe, run, dataset, console, cluster)
             units = plan_units(recipe, family, dataset)
             if recipe.sweep.measure != "off":
-                cluster.close()  # what is measured has the machine to itself
+                cluster.close()  # nothing else may run while latency is measured
             failures = evaluate_missing(recipe, run, dataset, family, units, console)
         conclude(recipe, run, family, units, failures, console)
     return 1 if failures else 0
 
 
 def open_data(recipe: Recipe, console: Console) -> Dataset:
-    """Training set and tests, with what a user should know of these copies."""
+    """Training set and tests; notes on these copies of the data are printed."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)  # said once, below, instead of by every worker
+        warnings.simplefilter("ignore", DataWarning)  # printed once, below, instead of by every worker
         dataset = data.load_for(recipe)
     for note in dataset.notes:
         console.print(f"note: {note}", style="yellow")
@@ -88,8 +88,8 @@ def open_data(recipe: Recipe, console: Console) -> Dataset:
 
 
 def trained_networks(recipe: Recipe, run: Run, dataset: Dataset, console: Console, cluster: ExitStack) -> Family:
-    """What is swept: a given checkpoint, this run's finished networks, or those that are trained now. `cluster` keeps
-    the session that is opened for it, which whoever needs one next joins."""
+    """The networks to sweep: a given checkpoint, this run's finished networks, or ones that are trained now. The Ray
+    session that a training opens stays open in `cluster`, and later steps join it."""
     if recipe.model.checkpoint:
         console.print(f"network from {recipe.model.checkpoint}")
         net, header = load_network(recipe.model.checkpoint)
@@ -107,7 +107,7 @@ def train_stage(recipe: Recipe, run: Run, path: Path, dataset: Dataset, console:
     if finished(path, recipe, dataset):
         console.print(f"training: {path.name} finished before ({recipe.train.epochs} epochs), nothing to do")
         return
-    # What workers would refuse is said here, at once, before any is started.
+    # Refuse here, before any worker starts, what the workers would refuse.
     make_net(recipe.model_copy(update={"model": recipe.model.model_copy(update=NOT_FETCHED)}), dataset)
     steps_per_epoch(len(dataset.train), recipe.train, recipe.cluster.workers)
     capacity = f" at capacity {recipe.train.alone:g}" if recipe.train.alone else ""
@@ -121,7 +121,8 @@ def train_stage(recipe: Recipe, run: Run, path: Path, dataset: Dataset, console:
 def evaluate_missing(
     recipe: Recipe, run: Run, dataset: Dataset, family: Family, units: Units, console: Console
 ) -> list[tuple[float, str]]:
-    """Evaluates what the results table does not hold yet; returns (capacity, error) of what failed for good."""
+    """Evaluates the units whose rows are not in the results table; returns (capacity, error) of each that failed
+    `cluster.attempts` times."""
     finished = results.finished_keys(run.results)
     missing = units.missing_tests(finished)
     rows = sum(len(unit.rows) for unit in missing)
@@ -140,7 +141,7 @@ def evaluate_missing(
 
         def report_progress(stage: str, done: int, message: str | None) -> None:
             progress.advance(tasks[stage], done)
-            if not console.is_terminal and done:  # where no bar can move, lines tell
+            if not console.is_terminal and done:  # without a terminal, print lines instead of a bar
                 task = progress.tasks[tasks[stage]]
                 message = f"{task.description} {task.completed:g}/{task.total:g}"
             if message:
@@ -154,8 +155,8 @@ def evaluate_missing(
 def with_measured(
     plan: Plan, recipe: Recipe, family: Family, units: list[FeaturesUnit], say: Callable[[str], object]
 ) -> Plan:
-    """The plan with latency, size and memory of every subnetwork, where the recipe asks for them: measured on this
-    machine, by turns, before anybody else is at work on it."""
+    """The plan with latency, size and memory of every subnetwork, if the recipe asks for them. They are measured in
+    turn on this machine, before evaluation actors use it."""
     how, threads = recipe.sweep.measure, recipe.sweep.measure_threads
     if how == "off" or not units:
         return plan
@@ -163,7 +164,7 @@ def with_measured(
     for unit in units:
         net, header = family.everyone()[unit.member]
         cuts.append(subnetwork(net, unit.capacity, allocation=allocation_of(header), inside=plan.inside))
-    say(f"measuring {len(cuts)} cuts by turns: {how}, {threads} threads")
+    say(f"measuring {len(cuts)} subnetworks in turn: {how}, {threads} threads")
     found = measure(cuts, plan.preprocessing, runtime=how, threads=threads)
     for unit, taken in zip(units, found, strict=True):
         say(f"capacity {unit.capacity:g}: {taken.latency_ms_b1:.2f} ms an image, {taken.bytes_on_disk:,} bytes")
@@ -181,7 +182,7 @@ def conclude(
 
 
 def training_told(recipe: Recipe, family: Family) -> dict[str, Any]:
-    """What the report says beside the tests: what each capacity keeps of each layer, losses and conflicts by epoch."""
+    """The report's further content: per-layer densities of each capacity, losses and conflicts by epoch."""
     net, header = family.members[family.top]
     kept = {}
     for capacity in (c for c in recipe.sweep.capacities if prunable.layers(net) and c <= family.top):
@@ -234,5 +235,5 @@ def main(
 
 
 if __name__ == "__main__":
-    with one_line_errors():  # a full disk or an odd encoding of the terminal meets --help, too
+    with one_line_errors():  # --help, too, may meet a full disk or a terminal without UTF-8
         typer.run(main)

@@ -1,7 +1,7 @@
-"""The console script `prunnet`: what can be done, one subcommand each.
+"""The console script `prunnet`, one subcommand an action.
 
-Exit codes: 0 done; 1 some capacity failed, the rest is there; 2 what was asked cannot be served, said in one line;
-130 after Ctrl-C, 143 after SIGTERM: the same command goes on.
+Exit codes: 0 done; 1 some capacity failed, the rest is there; 2 the request cannot be served, with the reason in one
+line; 130 after Ctrl-C, 143 after SIGTERM: the same command resumes.
 """
 
 from __future__ import annotations
@@ -23,25 +23,27 @@ app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=F
 app.command(
     "sweep", help="Train or load a network, sweep capacities, draw the front. Example: prunnet sweep --recipe R"
 )(capacity.main)
-app.command("ablation", help="Methods, variants, upgrades over seeds. Example: prunnet ablation --recipe R")(
-    ablation.main
-)
+app.command(
+    "ablation", help="Train and test methods, variants and upgrades over seeds. Example: prunnet ablation --recipe R"
+)(ablation.main)
 app.command("search", help="Search for a recipe with Optuna. Example: prunnet search --recipe R")(search.main)
-app.command("layerwise", help="Keep fractions layer by layer. Example: prunnet layerwise --recipe R --budget 0.2")(
+app.command("layerwise", help="Search per-layer densities. Example: prunnet layerwise --recipe R --budget 0.2")(
     layerwise.main
 )
-app.command("evaluate", help="Two networks against each other. Example: prunnet evaluate --query NEW --gallery OLD")(
-    evaluate.main
+app.command("evaluate", help="Compare two networks. Example: prunnet evaluate --query NEW --gallery OLD")(evaluate.main)
+app.command("pack", help="Pack a data set into a few large files. Example: prunnet pack inshop ROOT OUT --verify")(
+    pack.main
 )
-app.command("pack", help="A data set in a few large files. Example: prunnet pack inshop ROOT OUT --verify")(pack.main)
 app.command(
-    "export", help="A subnetwork for a device. Example: prunnet export runs/demo --capacity 0.4 --to edge.onnx"
+    "export", help="Write a subnetwork for a device. Example: prunnet export runs/demo --capacity 0.4 --to edge.onnx"
 )(export.export)
 app.command("embed", help="Embed a folder of images. Example: prunnet embed edge.onnx images/ --out emb/")(export.embed)
 app.command(
-    "query", help="Retrieval between embeddings. Example: prunnet query emb_q emb_g --top 10 --sheet found.png"
+    "query", help="Search a gallery of embeddings. Example: prunnet query emb_q emb_g --top 10 --sheet found.png"
 )(export.query)
-app.command("cost", help="What capacities cost on this device. Example: prunnet cost runs/demo --threads 2")(cost.main)
+app.command("cost", help="Measure what capacities cost on this device. Example: prunnet cost runs/demo --threads 2")(
+    cost.main
+)
 app.add_typer(doctor.app, name="doctor")
 
 
@@ -52,11 +54,11 @@ def existing(run: Path) -> Run:
     return Run(run)
 
 
-@app.command(help="Tables, figures and page of a sweep or search, drawn again. Example: prunnet report runs/demo")
+@app.command(help="Draw tables, figures and page of a sweep or search again. Example: prunnet report runs/demo")
 def report(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
     raw: Annotated[
-        bool, typer.Option("--csv-raw", help="Texts in rows.csv as they are, also where a spreadsheet would run them.")
+        bool, typer.Option("--csv-raw", help="Write texts to rows.csv unchanged, even if a spreadsheet would run them.")
     ] = False,
 ) -> None:
     there = existing(run)
@@ -69,15 +71,15 @@ def report(
         capacity.draw(there, Console(), raw_csv=raw)
 
 
-@app.command(help="The row to ship. Example: prunnet best runs/demo --macs 5e6 --min-recall 0.6")
+@app.command(help="Print the row to ship. Example: prunnet best runs/demo --macs 5e6 --min-recall 0.6")
 def best(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
-    macs: Annotated[float | None, typer.Option(help="At most so many MACs an image.")] = None,
-    max_bytes: Annotated[float | None, typer.Option("--bytes", help="At most so many on disk (measured).")] = None,
-    latency_ms: Annotated[float | None, typer.Option(help="At most so many milliseconds an image (measured).")] = None,
-    min_recall: Annotated[float | None, typer.Option(help="At least this recall_at_1, 0 to 1.")] = None,
-    metric: Annotated[str, typer.Option(help="What is to be best.")] = "map",
-    device: Annotated[str | None, typer.Option(help="Where it was measured, such as cpu.")] = None,
+    macs: Annotated[float | None, typer.Option(help="Upper limit of MACs an image.")] = None,
+    max_bytes: Annotated[float | None, typer.Option("--bytes", help="Upper limit of bytes on disk (measured).")] = None,
+    latency_ms: Annotated[float | None, typer.Option(help="Upper limit of milliseconds an image (measured).")] = None,
+    min_recall: Annotated[float | None, typer.Option(help="Lower limit of recall_at_1, 0 to 1.")] = None,
+    metric: Annotated[str, typer.Option(help="The metric to maximise.")] = "map",
+    device: Annotated[str | None, typer.Option(help="Only rows measured on this device, such as cpu.")] = None,
 ) -> None:
     limits = {"--macs": macs, "--bytes": max_bytes, "--latency-ms": latency_ms}
     for option, limit in limits.items():

@@ -1,4 +1,4 @@
-"""What the capacities of a trained network cost on this device, measured.
+"""Measures what the capacities of a trained network cost on this device.
 
 prunnet cost runs/demo
 prunnet cost runs/demo --capacity 1.0 --capacity 0.5 --runtime onnxruntime --threads 2
@@ -28,11 +28,13 @@ USUAL = (1.0, 0.8, 0.6, 0.4, 0.2)
 
 def main(
     run: Annotated[Path, typer.Argument(help="A run's folder, or a network's file.")],
-    capacity: Annotated[list[float] | None, typer.Option(help="Each that is to be measured; five if not said.")] = None,
+    capacity: Annotated[
+        list[float] | None, typer.Option(help="A capacity to measure, repeatable; default: five.")
+    ] = None,
     runtime: Annotated[str, typer.Option(help=f"{', '.join(RUNTIMES)}.")] = "eager",
-    threads: Annotated[int, typer.Option(min=1, max=1024, help="Of the runtime.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads of the runtime.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, or cuda where there is a GPU.")] = "cpu",
-    seconds: Annotated[float, typer.Option(help="How long each is repeated, at least.")] = SECONDS,
+    seconds: Annotated[float, typer.Option(help="Shortest measuring time of each subnetwork.")] = SECONDS,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a capacity.")] = False,
 ) -> None:
     check_number("--seconds", seconds, 0.01, 3600)
@@ -49,7 +51,7 @@ def main(
         preprocessing = Preprocessing.from_json(header["preprocessing"])
         cut = subnetwork(net, wanted, allocation=allocation_of(header), weights_sha=header["weights_sha"])
         cuts.append(_on(cut, device))
-    with Console(stderr=True).status(f"measuring {len(cuts)} cuts by turns"):
+    with Console(stderr=True).status(f"measuring {len(cuts)} subnetworks in turn"):
         measured = measure(cuts, preprocessing, runtime=runtime, threads=threads, seconds=seconds)
     for wanted, cut, found in zip(capacity or USUAL, cuts, measured, strict=True):
         ideal = cut.cost(preprocessing.image_size)

@@ -1,4 +1,4 @@
-"""What prunnet sees before anything is trained: `prunnet doctor backbone NAME`, `prunnet doctor data DATASET ROOT`."""
+"""Checks before a training: `prunnet doctor backbone NAME`, `prunnet doctor data DATASET ROOT`."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from prunnet.experiments.backbone_report import NAMED, inspect_backbone, inspect
 from sweeps.printing import Console
 from sweeps.terminal_table import print_table
 
-app = typer.Typer(no_args_is_help=True, help="What prunnet sees of a backbone or a data set.")
+app = typer.Typer(no_args_is_help=True, help="Check a backbone or a copy of a data set.")
 
 
 @app.callback()
 def _group() -> None: ...
 
 
-@app.command(help="What of a timm model would be prunable. Example: prunnet doctor backbone convnext_tiny")
+@app.command(help="Show what of a timm model is prunable. Example: prunnet doctor backbone convnext_tiny")
 def backbone(
     name: Annotated[str, typer.Argument(help="Any timm name.")],
-    image_size: Annotated[int, typer.Option(min=8, max=2048, help="Pixels, for the MACs.")] = 224,
-    channels: Annotated[int, typer.Option(min=1, max=64, help="1 or 3.")] = 3,
+    image_size: Annotated[int, typer.Option(min=8, max=2048, help="Pixels a side, for the MACs.")] = 224,
+    channels: Annotated[int, typer.Option(min=1, max=64, help="Input channels, 1 or 3.")] = 3,
     layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
     ties: Annotated[bool, typer.Option("--ties", help="Trace which channels are tied: seconds to a minute.")] = False,
     train: Annotated[
@@ -80,7 +80,7 @@ def _ties(model: ModelConfig, image_size: int, channels: int, console: Console) 
         console.print(f"kept whole, {reason}: {', '.join(kept[:4])}{' …' if len(kept) > 4 else ''}")
 
 
-@app.command(help="What a copy of a data set holds. Example: prunnet doctor data inshop ROOT --decode")
+@app.command(help="Check a copy of a data set. Example: prunnet doctor data inshop ROOT --decode")
 def data(
     name: Annotated[str, typer.Argument(metavar="DATASET", help="A data set's name, see docs/DATA.md.")],
     root: Annotated[Path, typer.Argument(help="Its folder, .zip or packed store.")],

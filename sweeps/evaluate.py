@@ -1,4 +1,4 @@
-"""Any two networks or subnetworks against each other: self-tests, cross-test, negative flips, the gain of an upgrade.
+"""Compares two networks or subnetworks: self-tests, cross-test, negative flips, upgrade metrics.
 
     prunnet evaluate --query NEW --gallery OLD
     prunnet evaluate --query NEW --gallery OLD --independent NEW_STAR --query-capacity 0.2
@@ -24,14 +24,14 @@ from sweeps.terminal_table import print_table
 
 
 def main(
-    query: Annotated[Path, typer.Option(help="Embeds the queries.")],
-    gallery: Annotated[Path, typer.Option(help="Embedded the gallery.")],
+    query: Annotated[Path, typer.Option(help="Network that embeds the queries.")],
+    gallery: Annotated[Path, typer.Option(help="Network that embedded the gallery.")],
     independent: Annotated[
-        Path | None, typer.Option(help="A new network, trained without regard to the old: update gain, P_up, P_comp.")
+        Path | None, typer.Option(help="A new network trained without compatibility: adds update gain, P_up, P_comp.")
     ] = None,
-    query_capacity: Annotated[float | None, typer.Option(help="Cut from the query's network; 1 if not said.")] = None,
-    gallery_capacity: Annotated[float | None, typer.Option(help="Cut from the gallery's.")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="Whose data are tested.")] = None,
+    query_capacity: Annotated[float | None, typer.Option(help="Capacity of the query's subnetwork; default 1.")] = None,
+    gallery_capacity: Annotated[float | None, typer.Option(help="Capacity of the gallery's.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Recipe whose data are tested.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. data.root=DIR.")] = None,
     split: Annotated[str, typer.Option(help="test or validation.")] = "test",
     calibrate: Annotated[bool, typer.Option(help="Re-estimate the BatchNorm of networks.")] = True,
@@ -61,7 +61,7 @@ def tested_on(query: Side, recipe: Path | None, overrides: list[str], split: str
 
 
 def show(found: Comparison, sides: dict[str, Side], console: Console) -> None:
-    """The tests as a table, and what they say of an upgrade."""
+    """Prints the tests as a table, then negative flips and upgrade metrics."""
     head = ("test", "queries by", "gallery by", "mAP", "R@1", "R@5", "R@10")
     lines = []
     for name, metrics in found.tests.items():

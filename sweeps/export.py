@@ -1,4 +1,4 @@
-"""What a trained network leaves the house as, and what is done with it elsewhere: export, embed, query.
+"""Write subnetworks of a trained network for devices, embed images with them, query embeddings.
 
 prunnet export runs/demo --capacity 0.4 --to edge.safetensors      (or edge.onnx, edge.pt2; --precision fp16, int8)
 prunnet export runs/demo --progressive 0.2,0.4,0.6,0.8,1.0 --to all.prunnet
@@ -52,7 +52,7 @@ class Source:
 
     @classmethod
     def of(cls, run: Path, overrides: Sequence[str]) -> Source:
-        """A run's folder or one network's file. `overrides` mend where the data lie: data.root=DIR."""
+        """A run's folder or one network's file. `overrides` may correct where the data are: data.root=DIR."""
         family = Family.of_run(run)
         trained = family.members[family.top][1].get("recipe", {}).get("data")
         if not trained:
@@ -71,7 +71,7 @@ class Source:
         return cut.calibrate(calibration_loader(self.dataset.train, count=images, seed=self.recipe.sweep.seed))
 
     def identity(self, cut: Subnetwork, precision: str = "fp32") -> dict[str, Any]:
-        """Of a cut's embeddings."""
+        """The identity of a subnetwork's embeddings."""
         _, header = self.family.members[self.family.serving(cut.capacity)]
         return identity(cut, self.dataset.preprocessing, header, precision)
 
@@ -79,11 +79,11 @@ class Source:
 def export(
     run: Annotated[Path, typer.Argument(help="A run's folder, or a network's file.")],
     to: Annotated[Path, typer.Option(help="NAME.safetensors, NAME.onnx, NAME.pt2; --progressive: any name.")],
-    capacity: Annotated[float | None, typer.Option(help="Of the subnetwork, 0 to 1.")] = None,
+    capacity: Annotated[float | None, typer.Option(help="Capacity of the subnetwork, 0 to 1.")] = None,
     progressive: Annotated[str | None, typer.Option(help="Capacities in one file, such as 0.2,0.4,1.0.")] = None,
     precision: Annotated[str, typer.Option(help=f"{', '.join(PRECISIONS)}.")] = "fp32",
     measure: Annotated[
-        bool | None, typer.Option(help="Test the file against the dense gallery; the default where precision is lost.")
+        bool | None, typer.Option(help="Test the file against the dense gallery; the default for fp16 and int8.")
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. data.root=DIR.")] = None,
 ) -> None:
@@ -103,7 +103,7 @@ def export(
     write(cut, to, source.identity(cut, precision))
     console.print(f"{to}: capacity {capacity:g}, {precision}, {to.stat().st_size:,} bytes")
     if measure or (measure is None and precision != "fp32"):
-        _measure(source, cut, open_export(to, trust_code=True), console)  # our own, of this moment
+        _measure(source, cut, open_export(to, trust_code=True), console)  # trusted: written by this process just now
 
 
 def _export_progressive(source: Source, to: Path, said: str, precision: str, console: Console) -> None:
@@ -126,7 +126,7 @@ def _export_progressive(source: Source, to: Path, said: str, precision: str, con
 
 
 def _measure(source: Source, cut: Subnetwork, exported: Exported, console: Console) -> None:
-    """The file's embeddings against the gallery that the dense network has embedded; so many points does it cost."""
+    """Prints the metrics of the file's queries in the dense network's gallery, beside those of the masked network."""
     test = source.dataset.split("test")
     truth = test.truth()
     _, gallery = embed_test(source.cut(source.family.top), test)
@@ -142,9 +142,13 @@ def embed(
     model: Annotated[Path, typer.Argument(help="An export, a progressive file, a saved subnetwork or a network.")],
     images: Annotated[Path, typer.Argument(help="A folder of images at any depth, or a .zip.")],
     out: Annotated[Path, typer.Option(help="Folder for the embeddings.")],
-    capacity: Annotated[float | None, typer.Option(help="Of a progressive file; its largest if not said.")] = None,
+    capacity: Annotated[
+        float | None, typer.Option(help="Capacity of a progressive file; default: its largest.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, max=10**6, help="Images at a time.")] = 64,
-    skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="Leave them out, by name.")] = False,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave unreadable images out, and name them.")
+    ] = False,
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Open a .pt2, which can run any code that its maker put into it.")
     ] = False,
@@ -169,7 +173,7 @@ def embed(
 
 
 def _opened(model: Path, capacity: float | None, trust_code: bool) -> tuple[Embedder, dict[str, Any]]:
-    """Whatever can embed, and its identity."""
+    """The opened file, which can embed, and its identity."""
     start = local(model).open("rb").read(len(MAGIC)) if model.is_file() else b""
     if start == MAGIC:
         content = local(model).read_bytes()
@@ -187,12 +191,12 @@ def _opened(model: Path, capacity: float | None, trust_code: bool) -> tuple[Embe
 def query(
     queries: Annotated[Path, typer.Argument(metavar="EMB_Q", help="Embeddings of the queries (prunnet embed).")],
     gallery: Annotated[Path, typer.Argument(metavar="EMB_G", help="Embeddings of the gallery.")],
-    top: Annotated[int, typer.Option(min=1, max=10**6, help="Answers a query.")] = 10,
-    to: Annotated[Path | None, typer.Option("--csv", help="Write all answers there.")] = None,
+    top: Annotated[int, typer.Option(min=1, max=10**6, help="Answers for each query.")] = 10,
+    to: Annotated[Path | None, typer.Option("--csv", help="Write all answers to this CSV file.")] = None,
     raw: Annotated[
-        bool, typer.Option("--csv-raw", help="Names as they are, also where a spreadsheet would run them.")
+        bool, typer.Option("--csv-raw", help="Write names unchanged, even if a spreadsheet would run them.")
     ] = False,
-    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet (PNG) there.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet to this PNG file.")] = None,
     rows: Annotated[int, typer.Option(min=1, max=10_000, help="Queries on the sheet.")] = 20,
 ) -> None:
     for path, option in ((to, "--csv"), (sheet, "--sheet")):

@@ -2,12 +2,12 @@
 
     python sweeps/layerwise.py --recipe sweeps/recipes/omniglot.yaml --budget 0.2 --budget 0.1 --budget 0.05
 
-A budget is what the uniform subnetwork of that capacity costs. Vectors of keep fractions, one a layer, are looked at by
-the evaluation actors on *validation* classes; the best one of each budget and the uniform subnetworks are then tested
+A budget is the MACs of the uniform subnetwork of that capacity. The evaluation actors test vectors of per-layer
+densities on *validation* classes; the best one of each budget and the uniform subnetworks are then tested
 on the recipe's split, into the run's results table. The network is the run's own (trained now if it is not there), or
 `model.checkpoint`. The same command again resumes.
 
-    layerwise/<budget>.journal       every vector that was looked at (Optuna)
+    layerwise/<budget>.journal       every vector that was tested (Optuna)
     layerwise/<budget>.safetensors   the chosen subnetwork, ready to be loaded
     layerwise/layerwise.json         the chosen vectors and the keys of their tests
 
@@ -57,7 +57,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Asked:
-    """What to search, beside the recipe."""
+    """The options of the search, beside the recipe."""
 
     budgets: tuple[float, ...] = (0.2, 0.1, 0.05)
     evaluations: int = 200
@@ -121,7 +121,7 @@ def chosen_vectors(
                 chosen[capacity] = keep
                 console.print(
                     f"budget {capacity:g}: uniform {100 * known[0]:.1f}, best guess {100 * max(known):.1f}, "
-                    f"after {asked.evaluations} looks {100 * value:.1f} (validation {metric})"
+                    f"after {asked.evaluations} tests {100 * value:.1f} (validation {metric})"
                 )
         finally:
             pool.close()
@@ -129,7 +129,7 @@ def chosen_vectors(
 
 
 def open_study(run: Run, asked: Asked, capacity: float, family: Family, groups: int) -> optuna.Study:
-    """The looks at one budget of this very network, as far as they are."""
+    """The study of one budget of this network, created if it does not exist."""
     quiet_optuna()
     folder = run.folder / TRIAL
     folder.mkdir(exist_ok=True)
@@ -146,7 +146,7 @@ def open_study(run: Run, asked: Asked, capacity: float, family: Family, groups: 
 def test_chosen(
     recipe: Recipe, run: Run, family: Family, chosen: dict[float, Keep], console: Console
 ) -> list[tuple[float, str]]:
-    """Tests chosen and uniform cuts on the recipe's split; returns what failed."""
+    """Tests chosen and uniform subnetworks on the recipe's split; returns (capacity, error) of each that failed."""
     dataset = open_data(recipe, Console(quiet=True))
     units = plan_units(recipe, family, dataset, TRIAL, list(chosen.values()))
     finished = results.finished_keys(run.results)
@@ -197,7 +197,7 @@ def conclude(
 
 
 def show(rows: list[Row], chosen: dict[float, Keep], console: Console) -> None:
-    """Uniform and layer-wise cuts of the same MACs, one under the other."""
+    """Prints uniform and layer-wise subnetworks of equal MACs, one below the other."""
     head = ("budget", "cut", "MMACs", "weights kept", "cross mAP", "cross R@1")
     lines = []
     for capacity, keep in chosen.items():
@@ -210,7 +210,7 @@ def show(rows: list[Row], chosen: dict[float, Keep], console: Console) -> None:
 
 
 def pair(rows: list[Row], capacity: float, keep: Keep) -> tuple[Row | None, Row | None]:
-    """Cross-tests of the uniform cut of a capacity, and of a layer-wise one; None where one failed."""
+    """Cross-tests of the uniform subnetwork of a capacity and of a layer-wise one; None where one failed."""
     uniform = layerwise = None
     for row in rows:
         if row["gallery_capacity"] == 1.0 and row["allocation"] == "layerwise":
@@ -223,11 +223,15 @@ def pair(rows: list[Row], capacity: float, keep: Keep) -> tuple[Row | None, Row 
 def main(
     recipe: Annotated[Path, typer.Option(help="YAML recipe of a capacity sweep.")] = DEFAULT_RECIPE,
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, dotted.")] = None,
-    budget: Annotated[list[float] | None, typer.Option(help="MACs of the uniform cut of this capacity.")] = None,
-    evaluations: Annotated[int, typer.Option(min=1, max=10**6, help="Vectors looked at, for each budget.")] = 200,
-    grouping: Annotated[str, typer.Option(help="A share for every layer, or for every block: layer, block.")] = "layer",
+    budget: Annotated[
+        list[float] | None, typer.Option(help="MACs of the uniform subnetwork of this capacity; repeatable.")
+    ] = None,
+    evaluations: Annotated[int, typer.Option(min=1, max=10**6, help="Vectors tested for each budget.")] = 200,
+    grouping: Annotated[
+        str, typer.Option(help="One density for each layer or for each block: layer, block.")
+    ] = "layer",
     sampler: Annotated[str, typer.Option(help="Optuna's: cmaes, tpe, random.")] = "cmaes",
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the sampler.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the sampler.")] = 0,
 ) -> None:
     """Layer-wise capacities under a MACs budget, without training."""
     with one_line_errors():
@@ -242,5 +246,5 @@ def main(
 
 
 if __name__ == "__main__":
-    with one_line_errors():  # a full disk or an odd encoding of the terminal meets --help, too
+    with one_line_errors():  # --help, too, may meet a full disk or a terminal without UTF-8
         typer.run(main)

@@ -23,7 +23,7 @@ def main(
     verify: Annotated[bool, typer.Option("--verify", help="Afterwards read every byte back and compare.")] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. data.boxes=true.")] = None,
 ) -> None:
-    """Pack, or go on packing; with --verify compare every byte of the store with its checksums."""
+    """Pack, or continue an interrupted packing; with --verify compare every byte of the store with its checksums."""
     console = Console()
     tree: dict[str, object] = {}
     for override in set_ or ():

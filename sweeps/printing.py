@@ -49,7 +49,7 @@ class Table(rich.table.Table):
 
 class Console(rich.console.Console):
     """Rich's console, which prints strings as they are, a string a line, and tables as lines where it is no terminal.
-    Whoever reads its output may stop reading: the job goes on and prints no more."""
+    If the reader closes the pipe, the job continues and prints nothing more."""
 
     def __init__(self, **options: Any) -> None:
         any_encoding()
@@ -70,7 +70,7 @@ class Console(rich.console.Console):
 
 
 def print_json(value: Any, indent: int | None = 1) -> None:
-    """To standard output, and nothing else there: for other programs."""
+    """Prints JSON for other programs: nothing else goes to standard output."""
     Console().print(Text(json.dumps(value, indent=indent)))
 
 
@@ -82,8 +82,8 @@ def any_encoding() -> None:
 
 
 def silence(stream: Any) -> None:
-    """Sends what is still written to a stream nowhere: neither a closed pipe nor a full disk fails a second time, when
-    the interpreter ends."""
+    """Redirects a stream to the null device, so that a closed pipe or a full disk raises no second error when the
+    interpreter ends."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

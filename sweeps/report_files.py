@@ -1,4 +1,4 @@
-"""The files that tell of a finished sweep: figures, tables, all rows, and the page."""
+"""Writes the files of a finished sweep: figures, tables, all rows, and the page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def write_files(folder: Path, frame: Frame, *, raw_csv: bool = False, **told: An
 
     Args:
         raw_csv: texts in paper/rows.csv as they are, also where a spreadsheet would run them.
-        told: what `analysis.report.render` is told beside the rows.
+        told: further arguments of `analysis.report.render`.
     """
     paper = folder / "paper"
     drawn = plots.rendered(plots.pareto_figure(frame), "png", "svg")

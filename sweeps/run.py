@@ -30,7 +30,7 @@ from sweeps.run_folder import LOCK, check_folder, clear, mark_folder, note_of
 
 @dataclass(frozen=True)
 class Run:
-    """Paths of one run. Everything in it can be deleted; the same command makes it again."""
+    """Paths of one run. Everything in it can be deleted; the same command computes it again."""
 
     folder: Path
 
@@ -84,7 +84,7 @@ def _epoch(entry: dict[str, float | None]) -> dict[str, float | None]:
 
 
 class Manifest(BaseModel):
-    """What `manifest.json` holds; the last three are absent from old ones."""
+    """What `manifest.json` holds; older files lack the last three."""
 
     name: str
     unit_keys: list[str]
@@ -96,8 +96,8 @@ class Manifest(BaseModel):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends a command with one line: exit code 2 where what it is given or runs on cannot serve (see
-    `prunnet.errors.from_outside`), 130 after Ctrl-C, 143 after SIGTERM. All commands run inside."""
+    """Ends a command with one line instead of a traceback: exit code 2 for errors of input, files or machine (see
+    `prunnet.errors.from_outside`), 130 after Ctrl-C, 143 after SIGTERM. All commands run in this context."""
     any_encoding()
     try:
         with stoppable(), _notes_as_lines(), _without_traceback():
@@ -110,7 +110,7 @@ def one_line_errors() -> Iterator[None]:
 
 @contextmanager
 def _notes_as_lines() -> Iterator[None]:
-    """What prunnet warns of is printed as notes are, without the place in the source."""
+    """Prints prunnet's own warnings as notes, without file name and line number."""
     with warnings.catch_warnings():
         others = warnings.showwarning
 
@@ -132,7 +132,7 @@ def _without_traceback() -> Iterator[None]:
         finally:
             _flush()  # a full disk is found here, and not when the interpreter ends
         return
-    except BrokenPipeError:  # whoever read the output has enough of it
+    except BrokenPipeError:  # the reader of the output closed the pipe
         silence(sys.stdout)
         sys.exit(0)
     except Exception as error:
@@ -153,17 +153,17 @@ def _flush() -> None:
 
 
 def check_number(option: str, value: float | None, low: float, high: float) -> None:
-    """ConfigError where an option is given a number out of its range, or none, such as nan."""
+    """ConfigError for a number out of the option's range, or nan."""
     if value is not None and not low <= value <= high:
         raise ConfigError(f"{option} {value:g}; valid: {low:g} to {high:g}")
 
 
 @contextmanager
 def open_run(recipe: Recipe, *, fresh: bool = False, console: Console | None = None) -> Iterator[Run]:
-    """The folder of a recipe, held by one driver at a time; `fresh` deletes what earlier jobs made in it, and the
-    console is told what was left.
+    """The run folder of a recipe, locked for one driver. `fresh` deletes what earlier jobs made in it; what was left is
+    printed.
 
-    Raises ConfigError where another driver is at work in it, it cannot be written, or it is not a run's.
+    Raises ConfigError if another driver holds the folder, if it cannot be written, or if it is not a run's.
     """
     folder = storage(recipe) / recipe.name
     with ExitStack() as opened:
@@ -185,15 +185,15 @@ def open_run(recipe: Recipe, *, fresh: bool = False, console: Console | None = N
 
 
 def _lock_place(folder: Path) -> Path:
-    """Where the file lies that the driver at work holds. An object store has no locks: there it is this machine's, and
-    keeps two drivers of it apart; those of two machines would only do the same work twice."""
+    """The folder of the lock file. An object store has no locks, so the lock is a local file, which excludes two
+    drivers of one machine. Drivers of two machines would do the same work twice, with the same results."""
     where = private_folder("lock") / of_json(shown(str(folder)))[:32] if is_url(folder) else folder
     where.mkdir(parents=True, exist_ok=True)
     return where
 
 
 def storage(recipe: Recipe) -> Path:
-    """Folder of all runs, absolute. A submitted job's working directory is Ray's to delete, so it is not used."""
+    """Folder of all runs, absolute. Ray deletes the working directory of a submitted job, so it is not used."""
     if recipe.cluster.storage:
         given = place(_absolute(recipe.cluster.storage))
         return given if is_url(given) else given.resolve()
@@ -201,7 +201,7 @@ def storage(recipe: Recipe) -> Path:
 
 
 def absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe with the paths that workers open made absolute: they run in folders of their own."""
+    """The recipe with absolute paths, since workers run in other working directories."""
     changes: dict[str, Any] = {}
     data = recipe.data
     if data.root:
@@ -238,7 +238,8 @@ def git_commit() -> str | None:
 
 
 def _absolute(path: str) -> str:
-    """A path of this machine, or a URL with the variables of the environment in it, which may hold its credentials."""
+    """A local path made absolute, or a URL whose `$NAME` variables are replaced from the environment (they may hold
+    credentials)."""
     return (
         os.path.expandvars(path) if is_url(path) else os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
     )

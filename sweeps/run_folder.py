@@ -1,4 +1,4 @@
-"""What jobs write into a run's folder: the mark by which the folder is known, and how it is emptied."""
+"""The files that jobs write into a run's folder, the marker file of a run, and the deletion by --fresh."""
 
 from __future__ import annotations
 
@@ -30,18 +30,19 @@ MADE = (
     # layer-wise capacities
     "layerwise/*.journal", "layerwise/*.journal.lock", "layerwise/*.safetensors", "layerwise/layerwise.json",
 )  # fmt: skip
-"""Patterns of all that jobs make in a run's folder; `**` is a whole tree. A job that writes something new adds it."""
+"""Patterns of all files that jobs make in a run's folder; `**` is a whole tree. A job that writes a new file adds
+it."""
 FRONT = ("front/trial-*.yaml",)
 _TEMPORARY = ".*.[0-9]*.tmp"
-"""Of a writer that was killed (`prunnet.storage.atomic`), beside any of them."""
+"""Temporary files of killed writers, in any of the folders."""
 _OURS = (MARK, LOCK)
 _IGNORED = (*_OURS, ".DS_Store", "Thumbs.db", "desktop.ini")
 Pattern = tuple[str, ...]
 
 
 def check_folder(folder: Path, *, fresh: bool) -> None:
-    """ConfigError where a job must not write into a folder, or not empty it: it is the user's home or above it, or it
-    holds somebody's files and no run."""
+    """ConfigError if a job must not write into a folder or empty it: the user's home, a folder above it, or a folder
+    that holds other files and is not a run's."""
     home = Path(os.path.realpath(os.path.expanduser("~")))
     if not is_url(folder) and folder in (home, *home.parents):
         raise ConfigError(f"run folder {str(folder)!r} holds your home directory; set another name or cluster.storage")
@@ -81,7 +82,7 @@ def clear(folder: Path, patterns: Sequence[str] = MADE) -> list[str]:
 
 
 def note_of(left: Sequence[str]) -> str:
-    """What is said of files that were left."""
+    """The note on files that were left."""
     return f"left as they were, since no job made them: {_listed(left)}"
 
 
@@ -95,7 +96,7 @@ def _parsed(patterns: Sequence[str]) -> list[Pattern]:
 
 
 def _sorted_out(folder: Path, patterns: Sequence[Pattern]) -> tuple[list[Path], list[Path]]:
-    """(what jobs made, what they did not) in a folder; one that holds nothing else stands for all in it."""
+    """(files that jobs made, other files) in a folder. A folder that holds only files of jobs is listed as a whole."""
     made: list[Path] = []
     foreign: list[Path] = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -107,7 +108,7 @@ def _sorted_out(folder: Path, patterns: Sequence[Pattern]) -> tuple[list[Path], 
         if fnmatchcase(path.name, _TEMPORARY):
             made.append(path)
         elif not is_folder:
-            # A link may stand for one of the folders, too: to a larger disk, say.
+            # A link may replace one of the folders, for example with one on a larger disk.
             (made if any(link or not below for below in rest) else foreign).append(path)
         elif ("**",) in rest:
             made.append(path)
@@ -121,7 +122,7 @@ def _sorted_out(folder: Path, patterns: Sequence[Pattern]) -> tuple[list[Path], 
 
 
 def _is_older_run(folder: Path, names: Sequence[str]) -> bool:
-    """Whether jobs of before there was a mark left their traces here."""
+    """Whether jobs of versions without the marker file wrote into this folder."""
     return any(found for found in _traces(folder, names))
 
 
@@ -132,7 +133,7 @@ def _traces(folder: Path, names: Sequence[str]) -> Iterator[bool]:
 
     if "manifest.json" in names:
         yield "unit_keys" in _mapping(folder / "manifest.json")
-    if "recipe.yaml" in names:  # a run keeps all sections, whatever the user's own recipe holds
+    if "recipe.yaml" in names:  # a run's recipe has all sections, a user's own may not
         yield set(Recipe.model_fields) <= set(_mapping(folder / "recipe.yaml"))
     yield "study.journal" in names or {"search.json", "trials.json"} <= set(names)
     yield holds("training", "train-*")

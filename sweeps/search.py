@@ -4,8 +4,8 @@
     ray job submit --working-dir . -- python sweeps/search.py --recipe sweeps/recipes/search_demo.yaml
 
 The recipe names a base, the space around it, objectives, limits and the number of trials (docs/SEARCH.md). Choices
-are made on validation classes; the test split is for the winner. The same command again resumes: a trial that was
-interrupted goes on from its own checkpoint. Everything lands in runs/<name>/:
+are made on validation classes; the test split is for the winner. The same command again resumes: an interrupted trial
+continues from its own checkpoint. All files are written to runs/<name>/:
 
     study.journal   Optuna's (optuna-dashboard runs/<name>/study.journal)    results/     all rows, a folder a trial
     models/         the networks                                             trials.json  search.{json,png,svg,html}
@@ -69,7 +69,7 @@ def search(asked: Search, *, fresh: bool = False, console: Console | None = None
         with session(asked.base.cluster, state_api=True):
             baseline = explore_missing(asked, run_folder, study, console)
         if not study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            remove(run_folder.folder / "trials")  # stopped trials may have written once more while they died
+            remove(run_folder.folder / "trials")  # stopped trials may have written again while they ended
         return conclude(asked, run_folder, study, baseline, console)
 
 
@@ -118,7 +118,7 @@ def explore_missing(asked: Search, run_folder: Run, study: optuna.Study, console
 
 
 def make_job(asked: Search, run_folder: Run, reference: float | None) -> Job:
-    """What trials need to know; `reference` is the baseline's dense self-test."""
+    """What all trials share; `reference` is the baseline's dense self-test."""
     file, sweep = asked.file, asked.base.sweep
     probe = None
     if file.stop.name != "none":
@@ -144,7 +144,7 @@ def trial_at(asked: Search, trial: optuna.Trial) -> Trial:
 
 
 def tell(asked: Search, job: Job, console: Console, trial: FrozenTrial) -> None:
-    """A line for a trial that ended, and its checkpoints removed."""
+    """Prints a line for a trial that ended, and removes its checkpoints."""
     record = found.record_of(trial, asked.file.objectives)
     if record.trial_id:
         job.clear(record.trial_id)
@@ -155,7 +155,7 @@ def tell(asked: Search, job: Job, console: Console, trial: FrozenTrial) -> None:
 
 
 def partial_rows(run_folder: Run) -> list[Row]:
-    """What was seen of trials while they trained."""
+    """Rows of validation tests that were made while trials were training."""
     return [row for row in results.read(run_folder.results).to_pylist() if row["status"] == "partial"]
 
 
@@ -219,7 +219,7 @@ def kept_findings(folder: Path) -> found.Findings:
 
 
 def draw(folder: Path, console: Console) -> None:
-    """Table, figure and page of what `search.json` in a search's folder tells."""
+    """Draws table, figure and page from `search.json` in a search's folder."""
     findings = kept_findings(folder)
     show(findings, console)
     if any(record.state == "complete" for record in findings.records):
@@ -235,7 +235,7 @@ def draw(folder: Path, console: Console) -> None:
 def show(findings: found.Findings, console: Console) -> None:
     """The trials on the terminal, the front first."""
     objectives = findings.objectives
-    *titles, _ = found.head(objectives)  # what was changed does not fit; the report has it
+    *titles, _ = found.head(objectives)  # the changes of a trial do not fit on a terminal; the report has them
     lines: list[list[str]] = []
     if findings.baseline is not None:
         lines.append(["-", "baseline", *found.numbers(findings.baseline, objectives)])
@@ -256,5 +256,5 @@ def main(
 
 
 if __name__ == "__main__":
-    with one_line_errors():  # a full disk or an odd encoding of the terminal meets --help, too
+    with one_line_errors():  # --help, too, may meet a full disk or a terminal without UTF-8
         typer.run(main)

@@ -25,13 +25,13 @@ CONDITIONS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "train.exponent": ("train.weighting", ("cosine",)),
     "train.block": ("train.projection", ("last", "sequential")),
 }
-"""Keys that mean something only beside certain values of another: they are left out of the other trials."""
+"""Keys that have an effect only with certain values of another key; other trials leave them out."""
 _DRAWN = 200
 """Random points of the space whose recipes are checked before anything runs."""
 
 
 class Suggests(Protocol):
-    """The part of an Optuna trial that a space asks."""
+    """The part of an Optuna trial that a space uses."""
 
     def suggest_float(self, name: str, low: float, high: float, *, step: float | None, log: bool) -> float: ...
     def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int: ...
@@ -67,7 +67,7 @@ class Range(_Part):
         return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
 
     def parameters(self, name: str, value: Any) -> dict[str, Any]:
-        """What Optuna calls a given value; ConfigError where it is not in the range."""
+        """The Optuna parameters of a given value; ConfigError where it is not in the range."""
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not self.low <= value <= self.high:
             raise ConfigError(f"start: {name}={echo(value)} is not in {self.low:g} … {self.high:g}")
         return {name: value}
@@ -81,7 +81,7 @@ class Choice(_Part):
 
     @property
     def _names(self) -> list[Any]:
-        """Optuna stores plain values, without the credentials of URLs; lists and mappings go by their text."""
+        """Optuna stores plain values, without the credentials of URLs; lists and mappings are named by their text."""
         values = [shown(value) for value in self.values]
         if all(isinstance(v, (str, int, float, bool, type(None))) for v in values):
             return values
@@ -91,7 +91,7 @@ class Choice(_Part):
         return self.values[self._names.index(trial.suggest_categorical(name, self._names))]
 
     def parameters(self, name: str, value: Any) -> dict[str, Any]:
-        """What Optuna calls a given value; ConfigError where it is none of the values."""
+        """The Optuna parameters of a given value; ConfigError where it is none of the values."""
         if value not in self.values:
             raise ConfigError(f"start: {name}={echo(value)}; valid: {', '.join(map(echo, self.values[:20]))}")
         return {name: self._names[self.values.index(value)]}
@@ -134,13 +134,13 @@ class CapacitySet(_Part):
         if len(self.count) > 1:
             count = trial.suggest_categorical(f"{name}.count", self.count)
         spare = self._spare(count)
-        # A count has parameters of its own: the third of three capacities is not the third of four.
+        # Separate parameters for each count: the third of three capacities is not the third of four.
         drawn = [trial.suggest_int(f"{name}.{count}.{i}", 0, spare, step=1, log=False) for i in range(count)]
         places = [place + i * self._between for i, place in enumerate(sorted(drawn))]
         return [round(self.low + self.step * place, 6) for place in reversed(places)]
 
     def parameters(self, name: str, value: Any) -> dict[str, Any]:
-        """What Optuna calls a given set; ConfigError where it is not on the grid, or its gaps are too small."""
+        """The Optuna parameters of a given set; ConfigError where it is not on the grid, or its gaps are too small."""
         if not isinstance(value, (list, tuple)) or not all(isinstance(c, (int, float)) for c in value):
             raise ConfigError(f"start: {name}={echo(value)}; valid: a list of capacities")
         count = len(value)
@@ -178,14 +178,14 @@ class Sampler(_Part):
     """nsga2: trials of a generation; None: a fifth of the trials, so that there are five generations."""
 
     def make(self, trials: int, begun: int = 0) -> optuna.samplers.BaseSampler:
-        """For a search of so many trials, of which some have begun: a sampler that starts anew must not draw what it
-        drew before."""
+        """The sampler for a search of `trials` trials, of which `begun` have begun: after a resume it must not repeat
+        its draws."""
         seed = (self.seed + 7919 * begun) % 2**32  # what numpy takes
         if self.name == "random":
             return optuna.samplers.RandomSampler(seed=seed)
         if self.name == "nsga2":
             return optuna.samplers.NSGAIISampler(population_size=self.population or max(2, trials // 5), seed=seed)
-        # Trials that still run count as bad ones, or those asked for meanwhile would all be alike.
+        # Running trials count as bad ones; otherwise all trials proposed in the meantime would be alike.
         return optuna.samplers.TPESampler(
             n_startup_trials=self.startup or max(1, trials // 4),
             multivariate=True,
@@ -196,17 +196,18 @@ class Sampler(_Part):
 
 
 class Stop(_Part):
-    """Which trials are not trained to their end."""
+    """Which trials are stopped early."""
 
     name: Literal["asha", "median", "none"] = "asha"
     grace_epochs: Annotated[int, Field(ge=1)] = 1
-    """No trial is stopped before."""
+    """No trial is stopped before this many epochs."""
     reduction: Annotated[float, Field(gt=1)] = 2.0
-    """asha: of the trials that reach a rung, one in so many goes on; the next rung is so many times later."""
+    """asha: one in `reduction` of the trials that reach a rung continues; the next rung comes after `reduction` times
+    as many epochs."""
     capacities: tuple[Capacity, ...] | None = None
     """Tested after every epoch; None: the largest below 1, a middle and the smallest of sweep.capacities."""
     images: Annotated[int, Field(ge=2)] | None = 1000
-    """So many gallery images of the split, whole classes; null: all."""
+    """Gallery images of the split that are searched, whole classes; null: all."""
 
 
 class Constraint(_Part):
@@ -305,7 +306,7 @@ class Search:
         """Holds the hash of all that makes trials comparable: another space or base is another study."""
         asked = self.file.model_dump(mode="json", include={"space", "objectives", "constraints", "baseline", "stop"})
         base = self.base.model_dump(mode="json", include={"model", "train", "sweep", "data"}, exclude_defaults=True)
-        for section in ("data", "sweep"):  # where files lie does not matter
+        for section in ("data", "sweep"):  # paths do not matter
             if root := base.get(section, {}).get("root"):
                 base[section]["root"] = Path(shown(root)).name
         return f"{self.file.name}-{hashing.of_json(shown([asked, base]))[:10]}"
@@ -348,7 +349,7 @@ class Search:
         )
 
     def _value(self, key: str) -> Any:
-        """What the base says where the space does not."""
+        """The base's value of a key that the space does not set."""
         value: Any = self.base
         for part in key.split("."):
             value = getattr(value, part)

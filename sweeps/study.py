@@ -26,7 +26,7 @@ JOURNAL = "study.journal"
 
 
 def open_study(search: Search, folder: Path, *, fresh: bool = False) -> optuna.Study:
-    """The search's study, as far as it is; `fresh` deletes it first.
+    """The search's study, created if it does not exist; `fresh` deletes it first.
 
     Raises ConfigError, without the password, where the storage cannot be reached.
     """
@@ -49,14 +49,14 @@ def open_study(search: Search, folder: Path, *, fresh: bool = False) -> optuna.S
 
 
 def quiet_optuna() -> None:
-    """Neither a line a trial, nor that grouped TPE and metric names are called experimental."""
+    """Switches off Optuna's line a trial, and its warnings that grouped TPE and metric names are experimental."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
 class HashedJournal(JournalFileBackend):
-    """Optuna's journal file with a hash of itself in every line. Lines of before there were hashes come first, if at
-    all."""
+    """Optuna's journal file with a hash of itself in every line. Older lines without a hash come first, if there are
+    any."""
 
     HASH = "sha256"
 
@@ -74,8 +74,8 @@ def _hash(log: dict[str, Any]) -> str:
 
 
 def journal(path: Path) -> JournalStorage:
-    """A journal file. What a killed writer left of it is mended: its lock, and a last line without an end. The caller
-    holds the run's folder, so nobody else writes.
+    """A journal file. The lock and the incomplete last line of a killed writer are removed: the caller holds the run's
+    folder, so there is no other writer.
 
     Raises ConfigError, with the line, for a damaged one.
     """
@@ -86,7 +86,7 @@ def journal(path: Path) -> JournalStorage:
         return JournalStorage(HashedJournal(str(path)))
     except OSError:
         raise
-    except Exception as error:  # lines of before there were hashes are replayed unseen
+    except Exception as error:  # older lines without a hash are replayed unchecked
         raise ConfigError(
             f"journal {str(path)!r} is damaged ({one_line(error)[:200]}); remove it to start over"
         ) from None

@@ -79,7 +79,11 @@ def test_every_end_is_told_as_what_it_is(storage: str | None, tmp_path: Path, re
     records = [found.record_of(t, asked.file.objectives) for t in open_study(asked, tmp_path).trials]
     assert [r.state for r in records] == ["complete", "complete", "stopped", "failed", "failed", "failed"]
     assert [r.feasible for r in records[:2]] == [True, False]
-    assert [r.reason for r in records[3:]] == ["it diverged", "MemoryError: no room", "it ended without a word"]
+    assert [r.reason for r in records[3:]] == [
+        "it diverged",
+        "MemoryError: no room",
+        "the trial's process died without an error message",
+    ]
     assert records[2].epoch == 2
     assert [r.number for r in found.best_front(records, asked.file.objectives)] == [0]
     assert len(ended) == 6

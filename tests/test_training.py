@@ -29,7 +29,7 @@ from tests.conftest import net_without_batchnorm, striped_images, tiny_net
 
 
 class StraightThrough(torch.autograd.Function):
-    """w * m forward; dL/dw = g * m and dL/ds = g * w * sign(s) * m backward, as METHODS section 2 has it."""
+    """w * m forward; dL/dw = g * m and dL/ds = g * w * sign(s) * m backward, as docs/METHODS.md, section 2 has it."""
 
     @staticmethod
     def forward(ctx, weight: Tensor, score: Tensor, kept: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]

@@ -47,9 +47,9 @@ class Method:
 
 _SCORES = {"score_init": "kaiming_uniform", "allocation": "layer"}
 _CHANNEL_SCORES = {"score_init": "magnitude"}
-"""Granularity `channel`: of few scores, each a sum over many weights, a good start is worth more (docs/RESULTS.md)."""
+"""Granularity `channel` has few scores, each for many weights, so that their start matters more (docs/RESULTS.md)."""
 _NO_EVIDENCE = {"priorities": "equal"}
-"""train.evidential=none: cross-entropy says nothing of how sure a pass is."""
+"""train.evidential=none: cross-entropy gives no uncertainty of a pass."""
 _ALONE = "each network is trained by itself at one capacity, so there is nothing to draw, project or weigh"
 _PLAIN = "it is the plain sum of the losses; with conflict handling it would be prunnet"
 _WIDTHS = "a switchable network has widths with a BatchNorm each, and no scores"
@@ -115,9 +115,9 @@ METHODS: dict[str, Method] = {
     ),
 }
 OLD_REVISION = "old network: its own statistics"
-"""Of what is trained to match an old network, and of what searches its gallery; see `revisions`."""
+"""Revision of networks that are trained to match an old network, and of tests in its gallery; see `revisions`."""
 COMPATIBLE = ("bct", "asymmetric", "regression", "prototypes", "ndpp", "odpp")
-"""Methods whose term another method may add, in every pass, by `train.compatible`."""
+"""Methods whose compatibility loss another method may add to every pass, by `train.compatible`."""
 
 
 def settle(train: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,8 +152,8 @@ def settle(train: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def revisions(train: Mapping[str, Any]) -> list[str]:
-    """What a settled `train` section means otherwise than it once did, for the hashes of what it determines: what was
-    trained and tested before a revision does not count as the same."""
+    """Changes of definition that affect a settled `train` section, for hashes: networks and rows of an earlier
+    definition do not count as the same."""
     revised = ["snip: no branch is silent"] if train.get("score_init") == "snip" else []
     if train.get("compatible") or METHODS[train.get("method", "prunnet")].teacher == "old":
         revised.append(OLD_REVISION)
@@ -163,7 +163,7 @@ def revisions(train: Mapping[str, Any]) -> list[str]:
 def _check_teacher(name: str, method: Method, train: Mapping[str, Any]) -> None:
     added, old = train.get("compatible"), train.get("old")
     if added is not None and (not isinstance(added, str) or added not in COMPATIBLE):
-        return  # the type says so, with the valid names
+        return  # the type's own message lists the valid names
     if added is not None and method.single:
         raise ConfigError(
             f"train.compatible={added!r} makes no sense with train.method={name!r}: a single network says so by "

@@ -34,13 +34,13 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Which images, which classes are held out, and what the network sees of them."""
+    """Which images, which classes are held out, and how images are preprocessed and augmented."""
 
     name: str = "glyphs"
     root: str | None = None
-    """Folder, .zip or packed store (`prunnet pack`) of the data set; docs/DATA.md says how it is laid out."""
+    """Folder, .zip or packed store (`prunnet pack`) of the data set; docs/DATA.md describes the layouts."""
     download: bool = False
-    """cifar100, omniglot: fetch what is not in `root`."""
+    """cifar100, omniglot: download what is missing in `root`."""
     boxes: bool = False
     """inshop: cut every image to its box."""
     image_size: Side = 32
@@ -77,9 +77,9 @@ class DataConfig(Section):
     skip_unreadable: bool = False
     """Leave unreadable images out (counted and named) instead of stopping."""
     fingerprint: Literal["times", "sizes", "content"] = "times"
-    """How training images are told from others when a training is resumed or found finished: times: names, sizes and
-    modification times; sizes: names and sizes, for a copy whose times are its own; content: names and bytes, read once
-    more."""
+    """How changed training images are noticed when a training is resumed or found finished. times: names, sizes and
+    modification times; sizes: names and sizes, for a copy with other times; content: names and bytes, which reads every
+    file."""
     rotate: Annotated[float, Field(ge=0, le=180)] = 10.0
     """Augmentation of training images: degrees, uniform in ±rotate."""
     translate: Annotated[float, Field(ge=0, le=1)] = 0.08
@@ -111,7 +111,7 @@ class ModelConfig(Section):
 
 
 class TrainConfig(Section):
-    """How the network is trained (METHODS sections 2 to 5).
+    """How the network is trained (docs/METHODS.md, sections 2 to 5).
 
     A variant that is None takes the method's own value; what a method does not leave open is refused.
     """
@@ -119,15 +119,16 @@ class TrainConfig(Section):
     method: str = "prunnet"
     """See `prunnet.config.methods.METHODS`."""
     capacities: tuple[Capacity, ...] = (0.8, 0.6, 0.4, 0.2)
-    """Trained beside the dense network. Methods of single networks make one network for each, after the dense one."""
+    """Trained beside the dense network. Single-network methods train one network for each, after the dense one."""
     alone: Capacity | None = None
-    """Methods of single networks: train only the network of this capacity."""
+    """Single-network methods: train only the network of this capacity."""
     old: str | None = None
     """Checkpoint (model.safetensors) of the network whose embeddings the new one must match."""
     compatible: Literal["bct", "asymmetric", "regression", "prototypes", "ndpp", "odpp"] | None = None
-    """Adds that method's term, against `old`, to every pass of a network of many capacities."""
+    """Adds that compatibility loss, against `old`, to every pass of a method that trains all capacities in one
+    network."""
     compatible_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Lambda of the term."""
+    """Factor of the compatibility loss."""
     temperature: Annotated[float, Field(gt=0)] = 0.07
     """prototypes, ndpp, odpp: of the softmax over cosines."""
     perturb: Literal["positive", "all"] = "positive"
@@ -137,7 +138,8 @@ class TrainConfig(Section):
     ndpp_scale: Literal["paper", "released"] = "paper"
     """ndpp: how far old prototypes are pushed from old and new ones, 0.4 and 0.01; released: 0.16 and 0.004."""
     bct_unknown: Literal["skip", "synthesise"] = "skip"
-    """bct: of images of classes that the old classifier does not know; synthesise: rows for them, of old embeddings."""
+    """bct: images of classes that the old classifier does not know. skip: they count as zero; synthesise: the
+    classifier gets rows for these classes, made from old embeddings."""
     epochs: Positive = 10
     batch_size: Positive = 64
     """Images a step, over all workers."""
@@ -226,8 +228,8 @@ class TrainConfig(Section):
 
     @property
     def score_rate(self) -> float:
-        """Learning rate of the scores: that of the weights unless `score_lr` says otherwise, and a hundredth of it for
-        channels, whose gradient is a sum over thousands of weights (docs/RESULTS.md)."""
+        """Learning rate of the scores: `score_lr`, by default that of the weights, or a hundredth of it for channels,
+        whose gradient is a sum over thousands of weights (docs/RESULTS.md)."""
         if self.score_lr is not None:
             return self.score_lr
         return self.lr / 100 if self.granularity == "channel" else self.lr
@@ -243,7 +245,7 @@ class SweepConfig(Section):
 
     capacities: tuple[Capacity, ...] = (1.0, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
     dataset: str | None = None
-    """Test on this data set instead of the one in `data`: a network trained on gldv2 on roxford5k, say."""
+    """Test on this data set instead of the one in `data`: for example a network trained on gldv2 on roxford5k."""
     root: str | None = None
     """Its folder, .zip or packed store."""
     long_side: Side | None = None
@@ -259,7 +261,8 @@ class SweepConfig(Section):
     masks: Literal["scores", "random"] = "scores"
     """random: the control; masks of the same sizes drawn at random instead of by the learned scores."""
     inside: Capacity = 1.0
-    """Granularity channel: the share of the weights inside the channels left that stays, by magnitude."""
+    """Granularity channel: within-channel density, the share of the weights inside kept channels that is kept, by
+    magnitude."""
     measure: Annotated[Literal["off", "eager", "compile", "onnxruntime"], BeforeValidator(_off)] = "off"
     """Also measure latency, size and peak memory of each capacity's compact network, on the machine of the driver,
     before the evaluation begins."""
@@ -290,11 +293,11 @@ class ClusterConfig(Section):
     max_failures: Annotated[int, Field(ge=0, lt=2**31)] = 3
     """Worker failures that a training survives."""
     preemption_steps: Annotated[int, Field(ge=0, lt=2**31)] = 25
-    """Steps between looks whether a node is about to be taken away, which is answered by a checkpoint; 0: never."""
+    """Steps between checks for a notice that a node will be taken away, which triggers a checkpoint; 0: no checks."""
     attempts: Positive = 3
     """Times that a capacity is tried before it is reported as failed."""
     wait_minutes: Annotated[float, Field(ge=0)] = 0.0
-    """How long to wait for a cluster that grows (an autoscaler is asked at once) before it is said to be too small."""
+    """How long to wait for a growing cluster (an autoscaler is asked at once) before it is refused as too small."""
     storage: str | None = None
     """Folder of runs, shared by all nodes, or a URL (s3://bucket/runs, gs://…); None: ./runs, or ~/prunnet-runs in a
     submitted job."""
@@ -312,7 +315,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _densities_exist(self) -> Recipe:
-        if not self.model.checkpoint:  # whose granularity its file says
+        if not self.model.checkpoint:  # its file records the granularity
             check_density(self.train.granularity, self.sweep.capacities)
         return self
 
@@ -337,7 +340,7 @@ class Recipe(Section):
             for key in keys:
                 if parts[section][key] == type(self).model_fields[section].default.model_dump(mode="json")[key]:
                     del parts[section][key]
-        if self.train.old:  # which network it is, not where it lies
+        if self.train.old:  # identity of the network, not its path
             parts["train"]["old"] = weights_sha_of(self.train.old)
         if self.model.weights:
             parts["model"]["weights"] = of_file(self.model.weights)
@@ -349,8 +352,8 @@ ADDED_KEYS: dict[str, tuple[str, ...]] = {
     "model": (),
     "train": ("accumulate", "granularity", "evidential", "ndpp_scale", "bct_unknown"),
 }
-"""Keys that came after the first trainings were kept. At their default they are left out of the hash, so that those
-trainings still count as the same; a new key that touches the weights is added here."""
+"""Keys that were added after trainings had been stored. At their default they are left out of the hash, so that those
+trainings stay valid; a new key that affects the weights is added here."""
 
 
 def load_recipe(path: str | Path | None = None, overrides: Iterable[str] = ()) -> Recipe:
@@ -424,7 +427,7 @@ def _check_keys(model: type[BaseModel], tree: dict[str, Any], prefix: str) -> No
 
 
 _ITEMS = 8
-"""Mistakes that a message tells of one file."""
+"""Errors of one file that a message lists, at most."""
 
 
 def explain(error: ValidationError) -> str:

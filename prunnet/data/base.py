@@ -1,4 +1,4 @@
-"""What every data set hands out: images to train on, and a retrieval test on classes that training never saw."""
+"""What every data set provides: images to train on, and a retrieval test on classes that training never saw."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Listed(Protocol):
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any], how: str) -> str | None:
-    """What differs between the origins of two lists of images, in words; None where nothing does that counts.
+    """The differences between the origins of two lists of images, in words; None if there is none that counts.
 
     Args:
         how: `data.fingerprint`. With content, or where both have it, sizes and times do not count.
@@ -117,7 +117,7 @@ class SomeImages:
 
 @dataclass(frozen=True)
 class RetrievalTest:
-    """Queries, a gallery, and what is right for each query.
+    """Queries, a gallery, and the ground truth of each query.
 
     `leave_one_out`: queries and gallery are the same object, and a query's own image is junk for it.
     Without `lists`, gallery images of a query's label are relevant, and with `cameras` those of its label *and* camera
@@ -226,7 +226,7 @@ class Dataset:
 
 
 def check_classes(labels: IntArray, what: str) -> None:
-    """At least two classes, or nothing can be told apart."""
+    """DataError for fewer than two classes."""
     found = len(np.unique(labels))
     if found < 2:
         raise DataError(f"{what}: {found} class(es) with images found; at least 2 are needed")
@@ -245,7 +245,7 @@ def some_classes(dataset: Dataset, fraction: float, seed: int) -> Dataset:
 
 def some_of(test: RetrievalTest, images: int, seed: int) -> RetrievalTest:
     """The test with some of its classes, whole, drawn from the seed: at least two, and at least so many gallery images
-    where it has them. ConfigError where a benchmark's own lists, not classes, say what is right."""
+    where it has them. ConfigError where a benchmark's lists, not classes, define the positives."""
     if len(test.gallery) <= images:
         return test
     if test.lists is not None:

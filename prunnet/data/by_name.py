@@ -1,7 +1,7 @@
 """Data sets by name, one file each.
 
 A data set is read as a `Listing` (its lists, nothing opened), then made into a `Dataset` (images to train on, tests).
-What is rendered here has no files and is made at once.
+Rendered data sets have no files and are made directly.
 """
 
 from __future__ import annotations

@@ -185,6 +185,6 @@ def unreadable(files: Encoded, rows: IntArray, advance: Callable[[int], None] = 
 
 def in_threads(function: Callable[[int], T], items: Sequence[int]) -> Iterator[T]:
     """The function of every item, in order; a part at a time, since an item that waits costs a kilobyte."""
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # Pillow lets go of the interpreter while it decodes
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # Pillow releases the GIL while it decodes
         for start in range(0, len(items), _WAITING):
             yield from threads.map(function, items[start : start + _WAITING])

@@ -52,7 +52,7 @@ def some_for_validation(listing: Listing, config: DataConfig, share: float) -> L
 
 
 def retrieval(part: Part, config: DataConfig) -> Split:
-    """A test among some images, as `data.protocol` says."""
+    """A test among some images, by `data.protocol`."""
     if config.protocol == "leave_one_out":
         return Split(part, None, "leave_one_out")
     queries, gallery = split_queries(part.labels, config.queries_per_class, config.seed)

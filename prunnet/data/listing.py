@@ -1,5 +1,5 @@
-"""What a data set's lists say, before any image is opened: which images there are, what they show, and which of them
-are trained on, asked with and searched.
+"""A data set's lists, before any image is opened: its images, their labels, and which of them are training images,
+queries and gallery.
 
 Every data set reads its own lists into a `Listing`; everything after that (missing files, holding classes out, packing,
 making a `Dataset`) is the same for all.
@@ -53,7 +53,7 @@ class Split:
     """None: the queries themselves, each searching all others."""
     protocol: str
     lists: Groups | None = None
-    """What is right for each query, by gallery position; None: the images of its label, less its own camera's."""
+    """The positives of each query, by gallery position; None: the images of its label, less its own camera's."""
     recalls: tuple[int, ...] = (1, 5, 10)
 
     def without(self, lost: npt.NDArray[np.bool_]) -> Split:
@@ -153,7 +153,7 @@ def check(listing: Listing) -> None:
 
 
 def present(listing: Listing) -> Listing:
-    """Without the list rows whose files are missing; looks at folders, opens nothing."""
+    """Without the list rows whose files are missing; lists folders, opens no image."""
     if not isinstance(listing.files, Files):  # a packed store holds what it lists
         return listing
     rows = listing.used_rows()

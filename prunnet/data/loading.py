@@ -1,7 +1,7 @@
 """Batches of a training set: in which order, which share of them a worker takes, and who decodes them.
 
-An order is a pure function of (seed, epoch), so a run that is stopped goes on in the middle of an epoch with the
-batches that it would have had.
+An order is a pure function of (seed, epoch), so a stopped run resumes in the middle of an epoch with the batches that
+it would have had.
 """
 
 from __future__ import annotations

@@ -4,9 +4,8 @@
     part-NAME.arrow         rows, labels, cameras and boxes of a part       lists-SPLIT.arrow, classes.arrow
     manifest.json           what belongs together, with a hash of each file; written last: without it there is no store
 
-Opening one costs the same for a thousand images as for a million. Every image is checked against its checksum when it
-is read, and what stands before the images of a batch (names, checksums, where each begins) before Arrow believes it;
-`verify` looks at every byte.
+Opening one costs the same for a thousand images as for a million. Every image is compared with its checksum when it is
+read, and the head of a batch (names, checksums, offsets) before Arrow uses it; `verify` reads every byte.
 """
 
 from __future__ import annotations
@@ -128,7 +127,7 @@ def _mapped(pid: int, path: str, file: str) -> pa.Buffer:
 @lru_cache(maxsize=256)
 def _batch(pid: int, path: str, file: str, number: int, head: tuple[int, int, int] | None) -> _Batch:
     mapped = _mapped(pid, path, file)
-    if head is None:  # a store of before there were heads: Arrow would read wherever a damaged one points to
+    if head is None:  # an older store without checksums of heads: in a damaged one Arrow would read at any offset
         batch = pa.ipc.open_file(mapped).get_batch(number)
         batch.validate(full=True)
     else:

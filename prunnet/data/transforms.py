@@ -61,7 +61,7 @@ class Preprocessing:
 
     def to_json(self) -> dict[str, Any]:
         values = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
-        # Left out, as in files of before they were choices.
+        # Left out at their default, as in older files without these keys.
         plain = {"long_side": None, "scales": [1.0], "background": list(WHITE)}
         return {key: value for key, value in values.items() if key not in plain or value != plain[key]}
 

@@ -1,8 +1,8 @@
-"""Any two networks or subnetworks against each other on the same images: what `prunnet evaluate` prints.
+"""Compares two networks or subnetworks on the same images, for `prunnet evaluate`.
 
 Each side sees the images through its own preprocessing. A network is cut at a capacity and its BatchNorm
-re-estimated on the data set's training images; a saved subnetwork is taken as it is. A gallery that another network
-wrote is there already: that network, if dense, keeps the statistics that were saved with it.
+re-estimated on the data set's training images; a saved subnetwork is taken as it is. If the gallery's network is
+another one and dense, it keeps the BatchNorm statistics that were saved with it, since its gallery exists.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Side:
 
     def features(self, recipe: Recipe, calibrate: bool, batch_size: int = 256) -> Tested:
         """Embeddings of the split that a recipe tests, through this side's preprocessing. `calibrate`: with BatchNorm
-        re-estimated on the data set's training images; else as the statistics stand."""
+        re-estimated on the data set's training images; otherwise with the statistics unchanged."""
         seen = seen_through(recipe.data, self.preprocessing)
         dataset = data.load_for(recipe.model_copy(update={"data": seen}))
         test = dataset.split(recipe.sweep.split)
@@ -84,16 +84,16 @@ class Tested:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that can be said of two sides, and with a third of an upgrade."""
+    """The results for two sides, with upgrade metrics if there is a third network."""
 
     tests: dict[str, dict[str, float | int]]
     """`query` (self-test), `gallery` (self-test), `cross`, and `independent` where given -> metrics."""
     flips: dict[str, float]
     """Negative flips from the gallery's self-test to the cross-test and to the query's self-test."""
     upgrade: dict[str, float | None]
-    """update_gain, p_up, p_comp by mAP; None where they cannot be said."""
+    """update_gain, p_up, p_comp by mAP; None where they are undefined."""
     reason: str | None
-    """Why they cannot."""
+    """Why they are undefined."""
     notes: list[str] = field(default_factory=list)
     """What a reader must know, such as preprocessing that differs."""
 
@@ -101,7 +101,7 @@ class Comparison:
 def compare(
     query: Side, gallery: Side, independent: Side | None = None, *, recipe: Recipe, calibrate: bool
 ) -> Comparison:
-    """Tests query against gallery, each against itself, and what an upgrade from gallery to query is worth.
+    """Cross-test of query and gallery, self-tests of both, and upgrade metrics from gallery to query.
 
     Args:
         recipe: its `data`, or its `sweep.dataset`, are tested on its `sweep.split`.
@@ -170,7 +170,7 @@ def data_of(side: Side, overrides: dict[str, Any] | None = None) -> DataConfig:
 
 
 def seen_through(config: DataConfig, preprocessing: Preprocessing) -> DataConfig:
-    """The same images, made by another preprocessing; ConfigError for one that a recipe cannot say."""
+    """The same images, made by another preprocessing; ConfigError for one that a recipe cannot describe."""
     means, stds = set(preprocessing.mean), set(preprocessing.std)
     plain = Preprocessing.from_config(DataConfig(channels=1 if preprocessing.channels == 1 else 3))
     default = (preprocessing.mean, preprocessing.std) == (plain.mean, plain.std)

@@ -152,8 +152,8 @@ class Evaluator:
         return cut
 
     def worth(self, unit: FeaturesUnit, gallery: FeaturesUnit, metric: str) -> float:
-        """One metric of a cut's queries in a gallery whose features are kept; of the cut nothing is kept. For searches
-        that look at many."""
+        """One metric of a subnetwork's queries in a gallery whose features are stored; nothing of the subnetwork is
+        stored. For searches that test many."""
         self.features(gallery)
         queries = embed(self._cut(unit), self.test.queries, self.plan.batch_size)
         return float(self._truth().score(queries, self._stored(gallery.key).gallery)[metric])

@@ -57,7 +57,7 @@ def storing(path: Path) -> Iterator[Path]:
         try:
             temporary.rename(path)
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process was faster: its own are as good
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process was faster; its features are equal
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -30,7 +30,7 @@ from prunnet.training import resume
 from prunnet.training.trainer import Trainer
 
 OLD = 0.0
-"""Key of the old network beside those of a family, which go by their capacities."""
+"""Key of the old network in a mapping of networks by capacity."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Family:
     old: tuple[RetrievalNet, dict[str, Any]] | None = None
     """The network whose gallery they were trained to search (`train.old`)."""
     old_statistics: Statistics | None = None
-    """Those that it wrote its gallery with; None: its running ones."""
+    """The BatchNorm statistics that its gallery was embedded with; None: its running ones."""
 
     def everyone(self) -> dict[float, tuple[RetrievalNet, dict[str, Any]]]:
         """All networks, the old one under the key OLD."""

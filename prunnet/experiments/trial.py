@@ -41,7 +41,7 @@ class Trial:
         # Without defaults, so that a key that is added to recipes later leaves finished trials finished.
         include = {"data", "model", "train", "sweep"}
         dumps = [r.model_dump(mode="json", include=include, exclude_defaults=True) for r in parts]
-        for dump in dumps:  # where files lie does not matter
+        for dump in dumps:  # paths do not matter
             for section in ("data", "sweep"):
                 if root := dump.get(section, {}).get("root"):
                     dump[section]["root"] = Path(shown(root)).name
@@ -66,7 +66,7 @@ def run_trial(
     """Trains what is not trained and tests what is not tested; returns the number of rows of the trial.
 
     Args:
-        folder: `models/`, `features/` and `results/` lie in it, for all trials of the run.
+        folder: `models/`, `features/` and `results/` are in it, for all trials of the run.
     """
     recipe, models = trial.recipe, folder / "models"
     old = recipe.train.old
@@ -84,7 +84,7 @@ def run_trial(
     missing = units.missing_tests(results.finished_keys(folder / "results"))
     if missing:
         split = dataset.split(recipe.sweep.split)
-        # A folder of its own: another trial at work may share a network with this one, and so a feature file.
+        # A folder a trial: two running trials may share a network, and so a feature file.
         kept = folder / "features" / trial.id.rpartition("/")[2]
         plan = evaluation_plan(
             recipe,

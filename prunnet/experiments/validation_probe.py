@@ -1,5 +1,5 @@
-"""A quick look at a network while it trains: cross-test accuracy of a few capacities on some classes, so that a
-hopeless training can be stopped early. The training does not notice: nothing of the network is changed."""
+"""A short validation test of a network while it trains: cross-test accuracy of a few capacities on some classes, so
+that a poor training can be stopped early. The network is not changed, and the training stays the same to the bit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from prunnet.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """What is looked at after every epoch."""
+    """What is tested after every epoch."""
 
     capacities: tuple[float, ...]
     """Each searches the dense network's gallery."""
@@ -50,7 +50,7 @@ class Probe:
 
     def look(self, net: RetrievalNet, reducer: Reducer) -> dict[float, float]:
         """Capacity -> accuracy of its queries in the dense gallery, in [0, 1]. Every worker calls it: each tests a
-        share of the capacities, and all are told all."""
+        share of the capacities, and all get all results."""
         capacities = self.config.capacities
         found = torch.zeros(len(capacities), dtype=torch.float64)
         training = net.training
@@ -70,7 +70,7 @@ class Probe:
         return embed_test(cut, self.test, sweep.batch_size)
 
     def rows(self, trainer: Trainer, seen: dict[float, float], trial: str) -> list[dict[str, Any]]:
-        """What was seen as rows of the results table, `partial`: a training that is stopped leaves no others."""
+        """The results as rows with status `partial`; a training that is stopped early has no others."""
         last = trainer.progress.history[-1]
         header = {
             "recipe": self.recipe.trained_part(),
@@ -99,7 +99,7 @@ class Probe:
 
 
 def score(seen: dict[float, float]) -> float:
-    """One number of a look, for whoever stops trials: the mean over the capacities."""
+    """One number for the scheduler that stops trials: the mean over the capacities."""
     return sum(seen.values()) / len(seen)
 
 

@@ -30,7 +30,7 @@ Keep = tuple[tuple[str, float], ...]
 
 @dataclass(frozen=True)
 class Test:
-    """One row to be: the keys of its features, and its identity columns."""
+    """A planned row: the keys of its features, and its identity columns."""
 
     __test__ = False  # pytest: not a test
     query: str
@@ -106,7 +106,8 @@ def plan_units(
         units.append(cut(share, family.top, headers[family.top], tuple(vector.items())))
         pairs.append((units[-1], own[family.top], "own"))
     if family.old is not None:
-        # Its gallery is there already, written with its own statistics, whatever becomes of the cuts'.
+        # The old gallery exists: it was embedded with the old network's own BatchNorm statistics. `sweep.calibrate`
+        # concerns the new subnetworks only.
         own_statistics = family.old_statistics
         determinants["calibration"] = "off" if own_statistics is None else ["stored", own_statistics.calibration]
         old = replace(cut(1.0, OLD, family.old[1]), stored=True)
@@ -148,8 +149,8 @@ def _calibration(recipe: Recipe, pixels: np.ndarray) -> Any:
 
 
 def identity_columns(recipe: Recipe, family: Family, dataset: Dataset, trial: str | None = None) -> dict[str, Any]:
-    """The columns that all rows of a sweep share. They speak of the networks as they were trained, from their files:
-    method and variants are those of the smallest (of a family, the dense one is but the teacher)."""
+    """The columns that all rows of a sweep share, read from the files of the trained networks. Method and variants are
+    those of the smallest network: among single networks the dense one may only be the teacher."""
     sweep = recipe.sweep
     headers = [header for _, header in family.members.values()]
     _, header = family.members[min(family.members)]
@@ -177,7 +178,7 @@ def identity_columns(recipe: Recipe, family: Family, dataset: Dataset, trial: st
         "config_hash": hashing.of_json(config),
         "preprocessing_sha": dataset.split(sweep.split).queries.preprocessing.sha(),
         "train_capacities": ",".join(f"{c:g}" for c in capacities),
-        "capacity_sampling": train.get("capacity_sampling", "fixed"),  # files of before it was a choice do not say
+        "capacity_sampling": train.get("capacity_sampling", "fixed"),  # older files lack the key
         "capacity_unit": UNITS[family.granularity],
         "score_init": train["score_init"],
         "allocation": train["allocation"],
@@ -193,13 +194,13 @@ def identity_columns(recipe: Recipe, family: Family, dataset: Dataset, trial: st
 
 
 def _unsaid(recipe: Recipe) -> set[str]:
-    """Keys of the sweep that rows do not depend on, or that say nothing: files of before they were choices agree."""
+    """Keys of the sweep section that rows do not depend on, or that have the value of versions without the key."""
     plain = {"inside"} if recipe.sweep.inside == 1.0 else set()
     return {"capacities", "gallery", "measure", "measure_threads"} | plain
 
 
 def portable(data: dict[str, Any]) -> dict[str, Any]:
-    """A data (or sweep) section that names its files without saying where they lie: rows of two machines are equal."""
+    """A data (or sweep) section with file names instead of paths, so that rows of two machines are equal."""
     changed = {key: value for key, value in data.items() if key != "fingerprint"}
     if data.get("root"):
         changed["root"] = Path(shown(data["root"])).name
@@ -217,7 +218,7 @@ def method_name(train: dict[str, Any]) -> str:
 def evaluation_plan(
     recipe: Recipe, family: Family, *, features: Path, results: Path, git_commit: str | None = None
 ) -> Plan:
-    """What whoever evaluates needs to know, beside weights and images."""
+    """What an evaluator needs beside weights and images."""
     _, header = family.members[family.top]
     return Plan(
         specs={member: net.spec for member, (net, _) in family.everyone().items()},

@@ -1,7 +1,8 @@
 """Embeddings of a folder of images, stamped with what made them, and retrieval between two such sets.
 
 Two sets compare where one space made both: subnetworks of one network, whatever their capacity, precision or format; or
-where one network was trained to match the other's embeddings. All else is refused: it would give numbers, and no sense.
+where one network was trained to match the other's embeddings. All else is refused: the similarities would be
+meaningless.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def identity(
 ) -> dict[str, Any]:
     """What determines embeddings, as JSON.
 
-    `trained`: the header of the network's file, which says what it was trained to match.
+    `trained`: the header of the network's file, which names the network that it was trained to match.
     """
     old = (trained or {}).get("recipe", {}).get("train", {}).get("old")
     return {
@@ -122,7 +122,7 @@ def open_export(path: str | Path, *, trust_code: bool = False) -> Exported:
 
     Args:
         trust_code: open a .pt2 file, too. torch.export.load unpickles and evaluates what is in it, before anything of
-            it can be checked: whoever made the file runs what they like with the rights of this process.
+            it can be checked: its maker can run any code with the rights of this process.
     """
     path = Path(local(path))
     if not path.is_file():
@@ -140,7 +140,7 @@ def open_export(path: str | Path, *, trust_code: bool = False) -> Exported:
         _ = opened.preprocessing, opened.embedding_dim
     except PrunnetError:
         raise
-    except Exception as error:  # whatever a library says to a file that was made by somebody else
+    except Exception as error:  # libraries raise errors of any kind for foreign files
         raise CheckpointError(f"{str(path)!r} is not an export of prunnet's ({one_line(error)[:200]})") from None
     return opened
 
@@ -183,7 +183,7 @@ def load_sparse(path: str | Path) -> tuple[Subnetwork, dict[str, Any]]:
     """(subnetwork, identity) of an exported .safetensors; CheckpointError for any other file."""
     tensors, header = load_tensors(path, SPARSE)
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    if "content" in header and header["content"] != hashing.of_arrays(arrays):  # a file of before there were seals
+    if "content" in header and header["content"] != hashing.of_arrays(arrays):  # an older file without a seal
         raise CheckpointError(f"{str(path)!r} is damaged: its tensors do not have the hash that the header names")
     with reading(path):
         check(Identity, header.get("identity"), path)
@@ -269,7 +269,7 @@ def _quantised(model: Any) -> Any:
     """Weights int8 with a scale a channel, activations quantised as they come, by onnxruntime's own tool."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    del model.graph.value_info[:]  # the exporter's shapes are those of before its own transpositions
+    del model.graph.value_info[:]  # the exporter's shapes are from before its transpositions
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "int8.onnx"
         quantize_dynamic(model, target, per_channel=True, weight_type=QuantType.QInt8)

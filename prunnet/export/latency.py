@@ -1,6 +1,6 @@
-"""What a subnetwork costs on this device, measured: milliseconds, bytes, peak memory.
+"""Measures what a subnetwork costs on this device: milliseconds, bytes, peak memory.
 
-All are of the *compact* network: what a device would run. Masks alone save nothing there, and their figures say so.
+All figures are of the *compact* network, which a device would run. Masks alone save nothing there.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def measure(
     seconds: float = SECONDS,
     peak: bool = True,
 ) -> list[Measured]:
-    """Times the compact networks of some subnetworks where they are, alone on the machine if the figures are to mean
-    much; all of them by turns, so that a machine whose speed wanders treats them alike.
+    """Times the compact networks of some subnetworks where they are, in turn, so that changes in the machine's speed
+    affect all alike. Nothing else should run on the machine.
 
     Args:
         runtime: `eager`, `compile` (torch.compile), or `onnxruntime` (CPU).
@@ -101,7 +101,7 @@ def times_of(
     runs: Sequence[Callable[[Tensor], Any]], images: Tensor, *, threads: int, seconds: float = SECONDS
 ) -> list[Latency]:
     """Median and spread of each `run(images)` over several turns, a warm-up before each, synchronised on GPUs."""
-    with quiet():  # it speaks of compilers that it does not find
+    with quiet():  # it warns of compilers that it does not find
         from torch.utils.benchmark import Timer
     taken = [list[float]() for _ in runs]
     counts = [0] * len(runs)

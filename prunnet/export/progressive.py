@@ -111,7 +111,8 @@ class Nested:
             file.writelines(bodies)
 
     def _part(self, number: int) -> bytes:
-        """The bytes of one capacity: where its own weights stand among those not there yet, and their values."""
+        """The bytes of one capacity: the positions of its weights among those that no smaller capacity has, and their
+        values."""
         blobs: list[bytes] = []
         if number == 0:
             blobs += [_bytes_of(tensor) for _, tensor in _whole(self.net, self.first, self._own[0])]

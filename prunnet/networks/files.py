@@ -119,5 +119,5 @@ def copy_into(parameter: Tensor, value: Tensor) -> None:
 
 
 def allocation_of(header: dict[str, Any]) -> str:
-    """How a network's masks were allotted to its layers while it was trained; `layer` where its file does not say."""
+    """How a network's masks were allotted to its layers while it was trained; `layer` where its file lacks the key."""
     return header.get("recipe", {}).get("train", {}).get("allocation") or "layer"

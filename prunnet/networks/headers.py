@@ -1,7 +1,7 @@
 """What the JSON headers of prunnet's files hold, and the checks that a file has such a header and what fits it.
 
-A header is a part of a file that anybody can write. It is checked once, where the file is opened; whoever uses it later
-finds the keys and types that stand here. Further keys are kept as they are.
+Anybody can write a file with a header. It is checked once, where the file is opened, so that later code can rely on the
+keys and types defined here. Further keys are kept as they are.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class NetworkHeader(Header):
 
 
 class SweptTrain(TrainedTrain):
-    """What the rows of a sweep tell of the training."""
+    """What the rows of a sweep record of the training."""
 
     method: str
     seed: Whole
@@ -94,7 +94,7 @@ class Identity(Header):
 
 
 class ProgressivePart(Header):
-    """What a progressive file says of one of its capacities."""
+    """The header of one capacity of a progressive file."""
 
     capacity: float = Field(gt=0, le=1)
     mask_sha: str
@@ -137,8 +137,8 @@ def check(kind: type[Header], header: Any, path: str | Path) -> None:
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """While an object is built as a file describes it: CheckpointError that names the file instead of whatever Python,
-    torch and timm raise of a description that fits nothing."""
+    """While an object is built from a file's description: a CheckpointError that names the file replaces the errors
+    that Python, torch and timm raise for an invalid description."""
     try:
         yield
     except PrunnetError:

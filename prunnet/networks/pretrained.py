@@ -1,8 +1,8 @@
 """Weights to start from, all of them or none: timm reads, fetches and converts, and what it would load is compared
 with the backbone first.
 
-timm itself loads whatever fits and leaves the rest at its random start (it is not strict without a classifier), so
-that a file of another network, or with other prefixes, would do nothing at all.
+timm itself loads the tensors that fit and leaves the others at their random start (it is not strict without a
+classifier), so that a file of another network, or with other prefixes, would have no effect.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`RetrievalNet`: any timm backbone, a linear neck with BatchNorm, a linear classifier (METHODS section 2)."""
+"""`RetrievalNet`: any timm backbone, a linear neck with BatchNorm, a linear classifier (docs/METHODS.md, section 2)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RetrievalNet(PrunableNet):
         stem: "released" drops the max-pool after the stem, as PrunNet's released ResNet-18 does.
         neck_norm: "batch" or "none".
         options: keyword arguments for `timm.create_model`.
-        features: numbers that the backbone gives for an image, where timm says otherwise.
+        features: length of the backbone's output for an image, where timm's own figure differs.
         width: the first so many of every layer's channels, 0 < width <= 1; see `prunnet.networks.switchable`.
         scored: False leaves the scores out: a plain network that nothing can be cut from.
         granularity: what a score stands for: `weight`, `nm`, `kernel`, `channel`; see `pruning.granularities.base`.
@@ -89,7 +89,7 @@ class RetrievalNet(PrunableNet):
             "stem": stem,
             "neck_norm": neck_norm,
             "options": dict(options or {}),
-            # Only where they say something, so that older files keep their hashes.
+            # Left out at their default, so that older files keep their hashes.
             **({} if features is None else {"features": features}),
             **({} if width == 1.0 else {"width": width}),
             **({} if scored else {"scored": False}),
@@ -260,7 +260,8 @@ def make_backbone(
 
 
 def _features_of(backbone: nn.Module) -> int:
-    """Length of the vector that a timm model without its classifier gives for an image, as it says itself. Some have a
+    """Length of the vector that a timm model without its classifier gives for an image, by its own attributes. Some
+    have a
     further layer between their features and the classifier (MobileNetV3, VGG, GhostNet), and two figures."""
     return int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
 
@@ -268,10 +269,10 @@ def _features_of(backbone: nn.Module) -> int:
 def _seen_features(
     name: str, *, in_chans: int, stem: str, options: Mapping[str, Any], image_size: int
 ) -> tuple[int, int]:
-    """What `_features_of` says of a backbone, and what comes out for an image of `image_size` pixels.
+    """`_features_of` a backbone, and the length of its output for an image of `image_size` pixels.
 
-    On torch's device without memory, where only shapes are computed (milliseconds); on the CPU where a model looks at
-    numbers. ConfigError, in one line, for a backbone that does not take the image, or gives no [B, F].
+    On torch's device without memory, where only shapes are computed (milliseconds); on the CPU where a model reads
+    values. ConfigError, in one line, for a backbone that does not take the image, or gives no [B, F].
     """
     image = f"{in_chans} x {image_size} x {image_size} pixels"
     output: Any = None
@@ -283,7 +284,7 @@ def _seen_features(
             break
         except (ConfigError, MemoryError):
             raise
-        except Exception as error:  # whatever a model says of a size that it does not take
+        except Exception as error:  # models raise errors of any kind for a size that they do not take
             if device == "cpu":
                 raise ConfigError(
                     f"backbone {name!r} does not take an image of {image}: {one_line(error)[:200]}; valid: another "

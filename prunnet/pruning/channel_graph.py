@@ -1,4 +1,4 @@
-"""Which channels of a network stand or fall together, found by running it.
+"""Which channels of a network can only be cut together, found by running it.
 
 A channel can be cut out only with everything that is tied to it: what a residual sum adds to it, the depthwise or
 grouped convolution that it passes through, its BatchNorm, the same place of a fused projection, and whatever reads it.
@@ -267,7 +267,7 @@ class _Tracer:
             if not (isinstance(fused, nn.Linear) and isinstance(out, nn.Linear) and hasattr(module, "num_heads")):
                 continue
             if f"{name}.qkv" not in self.layers:
-                continue  # used through its weight (EVA, BEiT), so nobody sees what it puts out
+                continue  # used through its weight (EVA, BEiT), so its output cannot be traced
             extra = [getattr(module, part, None) for part in ("q_norm", "k_norm", "norm", "gate", "rope", "rotary_emb")]
             plain = all(part is None or isinstance(part, nn.Identity) for part in extra)
             if plain and fused.out_features == 3 * out.in_features and out.in_features % _heads(module) == 0:

@@ -1,4 +1,4 @@
-"""One score for every set of tied channels, and which of them a capacity keeps (METHODS section 7).
+"""One score for every set of tied channels, and which of them a capacity keeps (docs/METHODS.md, section 7).
 
 Capacity is the fraction of the prunable layers' multiply-adds. One width for all groups (allocation `layer`), or
 one threshold over all scores (`global`), is found by bisection; each group keeps a whole multiple of channels,

@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 _PIECE = 256
 """Weights that are worked on at once: ten rows of them fit the first-level cache."""
 _SHARED = 16
-"""Leading bits of a magnitude by which `candidates` tells magnitudes apart."""
+"""Leading bits of a magnitude that `candidates` sorts into bins."""
 
 
 class _Kept(FunctionCache):

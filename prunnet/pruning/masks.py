@@ -1,4 +1,4 @@
-"""Score + capacity -> mask: exactly k weights a layer, the lower index first among equals (METHODS section 2).
+"""Score + capacity -> mask: exactly k weights a layer, the lower index first among equals (docs/METHODS.md, section 2).
 
 All capacities of a layer come from one selection. On a CPU a mask is never stored: it is the pair
 (threshold, the few tied weights left out), and `LayerMasks.apply` is a single compare-and-copy over the
@@ -174,7 +174,7 @@ class LayerMasks:
 class StoredMasks:
     """Masks of one layer that are kept as they are, for granularities whose masks are no threshold on weights.
 
-    The same calls as `LayerMasks`, except that masks are given. `weight` says shape and memory format.
+    The same calls as `LayerMasks`, except that masks are given. `weight` gives shape and memory format.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -218,8 +218,8 @@ def update_all(
         capacities: what the masks are to keep from now on; None: as before (allocation `layer` only).
         allocation: `layer`, or `global`: see `global_counts`.
 
-    Only compiled loops and numpy work in the threads (they let go of the interpreter): a torch operation there would
-    start a second team of OpenMP threads, which then spins against the first.
+    Only compiled loops and numpy run in the threads (they release the GIL): a torch operation there would start a
+    second team of OpenMP threads, which competes with the first.
     """
     for mask, score in zip(masks, scores, strict=True):
         torch.abs(score.detach(), out=mask._magnitude)
@@ -241,9 +241,9 @@ def counts_by_layer(scores: Sequence[Tensor], capacities: Sequence[float], alloc
 
 @torch.no_grad()
 def global_counts(scores: Sequence[Tensor], capacities: Sequence[float], floor: float = FLOOR) -> list[list[int]]:
-    """Counts [layer][capacity] under one threshold over all layers ("greedy", METHODS section 2).
+    """Counts [layer][capacity] under one threshold over all layers ("greedy", docs/METHODS.md, section 2).
 
-    The best `floor` of each layer is kept whatever the threshold, so that no layer dies; the rest of the budget
+    The best `floor` of each layer is always kept, so that no layer vanishes; the rest of the budget
     goes to the best scores of all layers, the earlier layer and the lower index first among equals. A budget
     below the floors is raised to them. Masks of ever larger capacities nest.
     """

@@ -27,7 +27,7 @@ _SILENT = 1e-3
 
 
 def layers(net: nn.Module) -> dict[str, nn.Module]:
-    """Name -> prunable layer: those whose weights a score speaks of, in the order of the network."""
+    """Name -> prunable layer: those whose weights have scores, in the order of the network."""
     channels = channels_of(net)
     if channels is not None:
         return {name: net.get_submodule(name) for name in channels.layers}
@@ -187,11 +187,11 @@ def _initial(weight: Tensor, init: str, generator: torch.Generator, fan_in: int)
 
 @contextmanager
 def unit_scales(net: nn.Module) -> Iterator[None]:
-    """No branch is silent: the scale of every BatchNorm is 1, and so is any other scale that is (nearly) 0 throughout.
+    """Inside the block the scale of every BatchNorm is 1, and so is any other scale that is (nearly) 0 throughout.
 
     timm starts the last scale of a residual branch at 0 (a LayerScale at 1e-6), whose weights then have no part in the
     output and no gradient.
-    All are as they were, to the bit, when the block ends.
+    When the block ends all scales are restored, to the bit.
     """
     changed = [
         (scale, scale.detach().clone())

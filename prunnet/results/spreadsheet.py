@@ -10,7 +10,7 @@ def plain_cell(text: str | None) -> str | None:
     """A text for a CSV file that a spreadsheet may open: an apostrophe precedes what it would run, such as
     `=cmd|…` as the name of a file. Texts that are numbers stay as they are.
 
-    No two texts become one: of an apostrophe that stands before a formula already, there are two then.
+    Different texts stay different: a formula that already has an apostrophe gets a second one.
     """
     start = (text or "").lstrip(" '")[:1]
     if not text or not start or start not in _STARTS or _is_number(text):

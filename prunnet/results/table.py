@@ -67,7 +67,7 @@ METRICS = (
 
 
 def ranked_by(protocol: str | None) -> Literal["map", "map_at_100"]:
-    """The column that a protocol's benchmark ranks by: GLDv2's mAP@100, everybody else's mAP."""
+    """The column that a protocol's benchmark ranks by: GLDv2's mAP@100, otherwise mAP."""
     return "map_at_100" if protocol == "gldv2" else "map"
 
 
@@ -77,7 +77,7 @@ def features_key(**determinants: Any) -> str:
 
 
 def row_key(query: str, gallery: str, protocol: str, trial: str | None = None) -> str:
-    """Key of a test unit. Trials that share a network (a teacher, say) have rows of their own."""
+    """Key of a test unit. Trials that share a network, such as a teacher, have separate rows."""
     parts = {"unit": "test", "method_version": METHOD_VERSION, "query": query, "gallery": gallery, "protocol": protocol}
     return of_json(parts if trial is None else {**parts, "trial": trial})
 
@@ -116,7 +116,7 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 def read(folder: str | Path, each: Callable[[pa.Table], pa.Table] | None = None) -> pa.Table:
     """All rows of a results folder, one a key, in the order of their keys' parts.
 
-    `each` is applied to every part as it is read, before there are many in memory.
+    `each` is applied to every part when it is read, to keep memory small.
 
     Raises ResultsError that names a file which is torn, foreign, or of another schema. Hidden files, such as temporary
     ones of writers that died and what file managers leave (.DS_Store), are not read.
@@ -127,7 +127,7 @@ def read(folder: str | Path, each: Callable[[pa.Table], pa.Table] | None = None)
 
 
 def trial_folder(folder: str | Path, trial: str) -> Path:
-    """Where the parts of one trial of many lie, so that they can be read without the others'."""
+    """Folder of the parts of one trial, which can be read without those of other trials."""
     return place(folder) / f"trial-{trial.replace('/', '-')}"
 
 
@@ -158,7 +158,7 @@ def _read_part(path: Path) -> pa.Table:
             raise ValueError("its bytes do not have the hash that it carries")
         table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
         table.validate(full=True)
-    # Of a damaged file without a hash, Arrow believes sizes and finds names that are no text.
+    # In a damaged file without a hash Arrow may trust wrong sizes, or find names that are not text.
     except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
         reason = shown(" ".join(str(error).split()))[:120]
         raise ResultsError(
@@ -177,7 +177,8 @@ def _read_part(path: Path) -> pa.Table:
 
 
 def check_tests(table: pa.Table, where: str | Path) -> None:
-    """ResultsError where a row is of no test: it has no capacity, an infinite number, or capacities that are none."""
+    """ResultsError for a row that is not a test: without a capacity, with an infinite number, or with training
+    capacities that are not numbers."""
     for name in ("query_capacity", "gallery_capacity"):
         if table[name].null_count or pc.any(pc.is_nan(table[name])).as_py():
             raise ResultsError(f"{str(where)!r} has rows without {name}: they are of no test")

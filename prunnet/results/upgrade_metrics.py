@@ -1,4 +1,4 @@
-"""What an upgrade is worth, in numbers that are already measured (METHODS section 6). No torch.
+"""Upgrade metrics, computed from the metrics of tests (docs/METHODS.md, section 6). No torch.
 
 M(q, g) is a metric in [0, 1], query features from q, gallery features from g; new* is the new network trained
 without regard to the old one.

@@ -1,5 +1,5 @@
-"""Which queries an upgrade gets wrong that were right before (METHODS section 6); its gains are in
-`results.upgrade_metrics`."""
+"""Negative flips: queries that were right before an upgrade and are wrong after it (docs/METHODS.md, section 6); its
+gains are in `results.upgrade_metrics`."""
 
 from __future__ import annotations
 

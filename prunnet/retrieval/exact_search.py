@@ -10,7 +10,7 @@ from prunnet.errors import ConfigError, DataError
 
 Features = npt.NDArray[np.float32]
 _ROWS, _CHUNK = 2**16, 2**18
-"""Gallery rows that are looked at, and searched, at once: a large gallery may be a memory-mapped file."""
+"""Gallery rows that are checked, and searched, at once: a large gallery may be a memory-mapped file."""
 _GPU_DEPTH = 2048
 
 

@@ -1,4 +1,4 @@
-"""Where each query's positives stand in its ranking, once junk is removed: all that the metrics need."""
+"""The positions of each query's positives in its ranking after junk is removed: all that the metrics need."""
 
 from __future__ import annotations
 

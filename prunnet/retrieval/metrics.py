@@ -1,4 +1,4 @@
-"""Retrieval metrics (METHODS section 6).
+"""Retrieval metrics (docs/METHODS.md, section 6).
 
 Ranks are [queries, depth] int arrays of gallery indices, best first; `relevant` and `junk` are one index array
 a query. Junk is removed before positions are counted. Positives outside truncated ranks count as missed. A
@@ -106,7 +106,7 @@ _PROTOCOLS = {  # protocol: (positives, removed)
 
 
 def _revisited_hits(ranks: Ints, gnd: Sequence[dict[str, Ints]]) -> dict[str, Hits]:
-    """Hits of the three protocols from one look at each ranking: a query's labelled images are few."""
+    """Hits of the three protocols from one pass over each ranking: a query's labelled images are few."""
     ranks = np.asarray(ranks)
     if ranks.ndim != 2 or ranks.shape[1] != len(gnd):
         raise ConfigError(f"ranks have shape {ranks.shape} for {len(gnd)} queries; valid: [gallery, queries]")
@@ -119,7 +119,7 @@ def _revisited_hits(ranks: Ints, gnd: Sequence[dict[str, Ints]]) -> dict[str, Hi
     named = [group for groups in labelled for group in groups.values()]
     size = max([len(ranks), *(int(group.max()) + 1 for group in named if group.size)])
     starts = range(0, len(gnd), _BLOCK)
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy lets go of the interpreter while it copies and gathers
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy releases the GIL while it copies and gathers
         blocks = threads.map(lambda s: _block_hits(ranks[:, s : s + _BLOCK], labelled[s : s + _BLOCK], size), starts)
         found = [query for block in blocks for query in block]
     return {protocol: _assembled([query[protocol] for query in found]) for protocol in _PROTOCOLS}

@@ -1,4 +1,4 @@
-"""What is right for each query of a test, and the metrics that its benchmark reports (METHODS section 6)."""
+"""The ground truth of a test, and the metrics that its benchmark reports (docs/METHODS.md, section 6)."""
 
 from __future__ import annotations
 

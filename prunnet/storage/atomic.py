@@ -62,7 +62,7 @@ def check_output(path: str | Path, what: str) -> None:
 
 
 def _temporary_name(path: Path) -> str:
-    """Not a name that others can guess: in a folder that they can write to, a link may lie in wait there."""
+    """Not a name that others can guess: in a folder that they can write to, they could place a link under that name."""
     return f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
 
 

@@ -1,4 +1,4 @@
-"""Folders and files that may lie on an object store: `s3://…`, `gs://…`, or anything else that fsspec knows.
+"""Folders and files that may be on an object store: `s3://…`, `gs://…`, or anything else that fsspec knows.
 
 A URL behaves like a path (universal_pathlib). What needs a real file, such as safetensors and memory maps, gets a copy
 that is made once a machine (`local`). An object store has no rename: a file is put there whole, by one request.
@@ -43,7 +43,7 @@ def is_url(where: str | Path) -> bool:
 
 
 def at_once(path: str, flags: int) -> int:
-    """An opener (of `open`) that does not wait for who writes to a pipe."""
+    """An opener (for `open`) that does not block on a pipe."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -58,7 +58,7 @@ def read_file(path: Path) -> bytes:
 
 
 def place(where: str | Path) -> Path:
-    """A path of this machine, or one of an object store that behaves alike.
+    """A local path, or one of an object store with the same interface.
 
     Raises ConfigError for a URL whose file system is not installed, or one of a kept recipe, whose user and password
     were not kept.
@@ -105,7 +105,7 @@ def upload(source: Path, target: Path) -> None:
 
 def local(where: str | Path) -> Path:
     """The file or folder itself, or this machine's copy of it, made when it is asked for the first time and again when
-    the original changes. What does not exist is returned as it is."""
+    the original changes. A path that does not exist is returned unchanged."""
     path = place(where)
     if not is_url(path):
         return path
@@ -153,8 +153,8 @@ def cache() -> Path:
 def private_folder(name: str) -> Path:
     """A folder below the one for temporary files that only this user can look into, made if it is not there.
 
-    Raises ConfigError where somebody else has put something in its place: whoever can write there could have a file of
-    this user overwritten, or replace what is read from it.
+    Raises ConfigError where another user has put something in its place: that user could have a file of this user
+    overwritten, or replace what is read from the folder.
     """
     folder = Path(tempfile.gettempdir()) / f"prunnet-{name}-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
@@ -169,8 +169,8 @@ def private_folder(name: str) -> Path:
 
 @contextmanager
 def lock_file(path: Path) -> Iterator[int]:
-    """The descriptor of a file to lock, made if it is not there. OSError where it is a symbolic link, which somebody
-    may have put there to have another file opened, or cannot be written."""
+    """The descriptor of a file to lock, made if it is not there. OSError if it cannot be written, or if it is a
+    symbolic link, which another user may have put there to have another file opened."""
     flags = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     descriptor = os.open(path, flags, 0o666)
     try:

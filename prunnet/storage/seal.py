@@ -5,7 +5,7 @@ format has a place for them: the metadata of Parquet and ONNX, the comment of a 
 JSON. A safetensors file holds two hashes at the start of its header, one of the header and one of the tensors: a header
 can be checked without reading the tensors.
 
-A seal tells damage, not malice: whoever can write the file can seal it. Files of before there were seals have none.
+A seal detects damage, not malice: anyone who can write the file can seal it. Older files have none.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def close_tensors(path: Path) -> None:
 
 
 def tensors_header(path: Path, metadata: Mapping[str, str] | None, *, header_only: bool = False) -> dict[str, Any]:
-    """Our header in the metadata of a safetensors file, whose hashes are looked at; {} where there is none.
+    """Our header in the metadata of a safetensors file, after its hashes were checked; {} where there is none.
 
     Args:
         header_only: the tensors are not read.
@@ -144,7 +144,7 @@ def tensors_header(path: Path, metadata: Mapping[str, str] | None, *, header_onl
 
 
 def _header(file: BinaryIO) -> bytes:
-    """Length and header; no more than there is, whatever the length says."""
+    """Length and header; at most as many bytes as the file has."""
     length = file.read(_LENGTH)
     said = int.from_bytes(length, "little")
     here, end = file.tell(), file.seek(0, 2)

@@ -27,7 +27,7 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], kind: str, header
 
 def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, header) of a file of this kind; CheckpointError, in one line, for anything else: a file that is torn,
-    damaged, foreign or of another kind. A file of before there were seals has no hash to be held against."""
+    damaged, foreign or of another kind. Older files have no hash to compare with."""
     with _opened(path, "pt", f"; wanted a {kind} file") as file:
         header = seal.tensors_header(Path(local(path)), file.metadata())
         if header.get("kind") != kind:
@@ -36,7 +36,7 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
 
 
 def kind_of(path: str | Path) -> str:
-    """What a saved file says that it is (`NETWORK`, `prunnet-subnetwork`, …); CheckpointError where it says nothing."""
+    """The kind of a saved file (`NETWORK`, `prunnet-subnetwork`, …); CheckpointError where its header has none."""
     return read_header(path).get("kind", "")
 
 
@@ -51,7 +51,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
 
 @contextmanager
 def _opened(path: str | Path, framework: str, wanted: str = "") -> Iterator[Any]:
-    """An open safetensors file; whatever it or the block says of its content is a CheckpointError of one line."""
+    """An open safetensors file; errors of opening it, and of the block, become a CheckpointError of one line."""
     if not place(path).is_file():
         raise CheckpointError(f"checkpoint {str(path)!r} is not a file")
     try:

@@ -1,7 +1,7 @@
-"""Recipes and single values from YAML text: plain data, or one line that says where the text is not.
+"""Recipes and single values from YAML text: plain data, or one line that says where the text is invalid.
 
 Plain data are mappings with text as keys, lists, text, truth values, null, and numbers that are finite and fit 64 bits.
-A date is text. Tags, keys that stand twice, and aliases that would grow into megabytes are refused.
+A date is text. Tags, duplicate keys, and aliases that would grow into megabytes are refused.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A subnetwork as an ordinary, smaller network: no masks, no scores, and without the channels that do nothing.
 
-A set of tied channels (`pruning.channel_graph`) is cut out where nobody reads it, as in every subnetwork of granularity
-`channel`, or where nothing is put in and it stays zero, as sparse masks of other granularities leave now and then.
-Cutting one may leave another unread, so it is repeated until nothing changes; the result is compared with the masked
-network before it is handed out.
+A channel group (`pruning.channel_graph`) is cut out if no layer reads it, as in every subnetwork of granularity
+`channel`, or if it has no input and is zero, as sparse masks of other granularities sometimes leave it. Cutting one
+group may leave another unread, so this is repeated until nothing changes; the result is compared with the masked
+network before it is returned.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _plain(source: RetrievalNet, state: Mapping[str, Tensor]) -> RetrievalNet:
 
 
 def _living(net: RetrievalNet, graph: ChannelGraph, images: Tensor) -> list[Tensor]:
-    """One boolean [units] a group: what is not cut out, at least one. The tensors of what is are set to zero."""
+    """One boolean [units] a group: the units that are kept, at least one. The weights of the others are set to zero."""
     alive = [torch.ones(group.units, dtype=torch.bool) for group in graph.groups]
     changed = True
     while changed:
@@ -164,7 +164,8 @@ def _weight(net: RetrievalNet, layer: str, side: str) -> Tensor | None:
 
 
 def _still(net: RetrievalNet, group: Group, dead: Tensor) -> None:
-    """Zeros what makes and what reads some units, so that what only they had needed is seen to be idle."""
+    """Sets the weights that make and that read some units to zero, so that channels that only these units used count as
+    unused."""
     for (layer, side), units in group.sites.items():
         unit = torch.as_tensor(units)
         channels = (unit >= 0) & dead[unit.clamp(min=0)]
@@ -215,8 +216,8 @@ def _narrow(layer: nn.Module, out: Tensor | None, inner: Tensor | None) -> None:
 
 
 def _narrow_heads(module: Any, fused: nn.Linear, before: int) -> None:
-    """Tells an attention its new width. Fused kernels divide by the root of the places that they see, so the query
-    makes up for the difference, and the module's own factor for what the query gained."""
+    """Sets the new width of an attention. Fused kernels divide by the root of the head size that they see, so the
+    query's weights are scaled to compensate, and the module's own factor is scaled back."""
     width = fused.out_features // 3
     for attribute, value in (("head_dim", width // module.num_heads), ("attn_dim", width)):
         if hasattr(module, attribute):

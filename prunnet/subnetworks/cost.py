@@ -1,4 +1,4 @@
-"""What a subnetwork costs (METHODS section 7)."""
+"""What a subnetwork costs (docs/METHODS.md, section 7)."""
 
 from __future__ import annotations
 

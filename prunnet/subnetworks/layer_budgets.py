@@ -1,7 +1,7 @@
 """Layer-wise capacities: a keep fraction for every layer, under a budget of multiply-adds, in a trained network.
 
-The papers keep the same share of every layer. But a layer's weights cost very different numbers of MACs (an early one
-is applied at many more places), so equal accuracy can be had for fewer of them, with no training at all.
+The papers keep the same share of every layer. But layers differ in MACs a weight (an early layer is applied at many
+more positions), so other densities reach the same accuracy with fewer MACs, without any training.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Keep = dict[str, float]
 class Budget:
     """The layers of a network with what they cost, and how many MACs may be spent.
 
-    Every candidate spends the whole budget: a candidate says how the layers' shares relate, and one common factor,
+    Every candidate spends the whole budget: a candidate gives the ratios of the layers' densities, and a common factor,
     found by bisection, makes the sum fit.
     """
 

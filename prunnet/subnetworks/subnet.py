@@ -73,7 +73,7 @@ class Subnetwork:
 
     def calibrate(self, batches: Iterable[Tensor | tuple[Tensor, Tensor]]) -> Subnetwork:
         """Re-estimates BatchNorm statistics on batches of normalised images: reset, cumulative average, forward
-        only. Batches should have one size. Returns self. (METHODS section 2, after training.)"""
+        only. Batches should have one size. Returns self. (docs/METHODS.md, section 2, after training.)"""
         norms = [m for m in self.net.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         self.net.eval()
         momenta = [norm.momentum for norm in norms]
@@ -100,7 +100,7 @@ class Subnetwork:
 
     @property
     def weights_sha(self) -> str:
-        """Hash of the whole network that this was cut from; taken when it is first asked for, if not given."""
+        """Hash of the network that this is a subnetwork of; computed at the first use if it was not given."""
         if self._weights_sha is None:
             self._weights_sha = network_sha(self.net)
         return self._weights_sha
@@ -190,10 +190,10 @@ def subnetwork(
 
     `allocation`: `layer` or `global`, see `masks.counts_by_layer`.
     `random_masks`: a seed; masks of the same sizes are drawn at random instead (the control for the scores).
-    `inside`: with granularity `channel`, the share of the weights left in each layer that stays, by magnitude: channels
-    first, weights inside them.
-    `keep`: a capacity of its own for every prunable layer, by name, instead (`subnetworks.layer_budgets`); `capacity`
-    is then only recorded, not used.
+    `inside`: with granularity `channel`, the within-channel density: the share of the weights in each layer's kept
+    channels that is kept, by magnitude.
+    `keep`: per-layer densities, one for every prunable layer by name (`subnetworks.layer_budgets`); `capacity` is then
+    only recorded, not used.
     `weights_sha`: `network_sha(net)` where the caller has it, since hashing takes longer than cutting.
     """
     capacity = check_capacity(capacity)
@@ -226,7 +226,8 @@ def subnetwork(
 
 
 def _thinned(net: RetrievalNet, masks: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Of each prunable layer's masked weights only the largest; ConfigError where the scores are not of channels."""
+    """Masks that keep only the largest of each prunable layer's kept weights; ConfigError for other granularities than
+    `channel`."""
     if net.granularity != "channel":
         raise ConfigError(
             f"inside={share:g} is for granularity 'channel', not {net.granularity!r}: weights go by capacity"

@@ -1,9 +1,10 @@
 """Whether this processor computes a network's convolutions right: each kind against float64, in a process of its own.
 
-oneDNN 3.x has kernels that are wrong for a few shapes and kinds of processor, and say nothing: on processors with
+oneDNN 3.x has kernels that are wrong for a few shapes and kinds of processor, and give no error: on processors with
 AVX2 and without AVX-512 the weight gradient of a 1x1 convolution with stride 2 and few input channels, in
-channels-last float32, is junk and is written past the end of its memory (uxlfoundation/oneDNN#6035). Since such a
-call can crash, hang or damage whoever makes it, a child process makes it, forked from one that has run nothing yet.
+channels-last float32, is junk and is written past the end of its memory (uxlfoundation/oneDNN#6035). Such a call can
+crash, hang or corrupt the process that makes it, so a child process makes it, forked from one that has run nothing
+else.
 
     python -m prunnet.training.convolutions < kinds.json     # what `check` starts: imports torch only, about 2 s
 
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor
 
 SMALL = 16
-"""Channels: a vector of AVX-512. Layers whose inputs or outputs are fewer take kernels' odd paths."""
+"""Channels: a vector of AVX-512. Layers with fewer inputs or outputs take special paths of the kernels."""
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
 """Relative error in the norm: about a hundred roundings."""
 _PARTS = ("output", "weight gradient", "input gradient")
@@ -80,7 +81,7 @@ def reports(kinds: Sequence[Kind]) -> dict[Kind, list[float] | str]:
 
 
 def wrong(kinds: Iterable[Kind]) -> dict[Kind, str]:
-    """The kinds that this processor computes wrong, with what is wrong with them. Looked at once a process."""
+    """The kinds that this processor computes wrong, with the error. Computed once a process."""
     judged = {kind: judge(kind, report) for kind, report in _reports(tuple(sorted(set(kinds), key=str))).items()}
     return {kind: said for kind, said in judged.items() if said is not None}
 
@@ -113,7 +114,7 @@ def judge(kind: Kind, report: list[float] | str) -> str | None:
 
 def _environment() -> dict[str, str]:
     """Of the child: this very code; as many threads as here, which do not spin while they wait for each other; memory
-    that glibc fills with large numbers, so that a result of memory that nobody wrote is not right by chance."""
+    that glibc fills with large numbers, so that a result read from uninitialised memory is not right by chance."""
     here = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     threads = str(torch.get_num_threads())
@@ -127,8 +128,8 @@ def _environment() -> dict[str, str]:
 
 
 def _errors(kind: Kind) -> list[float]:
-    """Relative errors of the three results over a few calls together: what is read from memory that nobody wrote is
-    right now and then, and one sum alone can be near 0. Inputs are exact in bfloat16, so only sums are rounded."""
+    """Relative errors of the three results over a few calls together: what is read from uninitialised memory is
+    sometimes right, and one sum alone can be near 0. Inputs are exact in bfloat16, so only sums are rounded."""
     small = kind.batch * kind.in_channels * kind.size[0] * kind.size[1] < 2**16
     rounds = [_call(kind, torch.Generator().manual_seed(seed)) for seed in range(8 if small else 2)]
     errors = (
@@ -202,7 +203,7 @@ def _child(kinds: Sequence[Kind]) -> list[list[float] | str]:
     if late:
         return [*found, "never ends"]
     if status and (not found or judge(kinds[len(found) - 1], found[-1]) is None):
-        # Right so far as it was looked at, and the process is broken all the same.
+        # All results checked so far are right, but the process is broken.
         return [*found[:-1], "ends its process"] if len(found) == len(kinds) else [*found, "ends its process"]
     return found
 

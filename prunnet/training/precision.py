@@ -65,7 +65,7 @@ def settle(
     fast = device.type == "cuda" or fast_bf16()
     notes: list[str] = []
     why = ""
-    for dtype, chosen in choices:  # the same on all workers, which all look at each
+    for dtype, chosen in choices:  # the same on all workers, which all check each
         slow = precision == "auto" and dtype == torch.bfloat16 and not fast
         fault = None if slow else fault_of(net, device, image_size, batch, dtype, chosen)
         usable = torch.tensor(float(not slow and fault is None), device=device)

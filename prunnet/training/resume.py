@@ -39,11 +39,11 @@ class Intact:
     metrics: dict[str, Any]
     """Of its last finished epoch, and `step`."""
     origin: dict[str, Any] | None
-    """Of the images that were trained on; None in files of before it was kept."""
+    """Of the images that were trained on; None in older files."""
 
 
 def intact(folders: Iterable[str | Path], training_hash: str) -> tuple[list[Intact], dict[str, str]]:
-    """Reads checkpoints through, to say from which a training can go on.
+    """Reads checkpoints completely, to find those that a training can resume from.
 
     Returns:
         (those that are whole, by step; name of the folder -> what is wrong, in one line, of the others).
@@ -65,7 +65,7 @@ def intact(folders: Iterable[str | Path], training_hash: str) -> tuple[list[Inta
 
 
 def check_images(before: Mapping[str, Any] | None, dataset: Dataset, how: str, what: str) -> None:
-    """DataError where the training images are not those that `what` was trained on, as far as both say.
+    """DataError where the training images differ from those that `what` was trained on, as far as both are recorded.
 
     Args:
         how: `data.fingerprint`.

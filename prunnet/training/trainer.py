@@ -39,13 +39,14 @@ from prunnet.training.precision import settle
 
 @dataclass
 class Progress:
-    """Where a run stands: `step` optimiser steps done in all, the next one belongs to epoch step // steps."""
+    """The state of a run: `step` optimiser steps done in all, the next one belongs to epoch step // steps."""
 
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     """One entry an epoch: epoch, seconds, images_seen, loss of each capacity."""
     conflicts: list[dict[str, float]] = field(default_factory=list)
-    """One entry an epoch: layer -> share of pairs of passes whose gradients conflicted (empty where nobody looked)."""
+    """One entry an epoch: layer -> share of pairs of passes whose gradients conflicted (empty where the method does not
+    compute it)."""
 
 
 class Trainer:
@@ -98,7 +99,7 @@ class Trainer:
         self.progress = Progress()
 
     def _context(self, class_names: Sequence[str]) -> Context:
-        """What the method may need: the old network among it. Under SNIP the scores are set here, too."""
+        """What the method may need, such as the old network. SNIP's scores are computed here as well."""
         config, old = self.config, None
         if config.old:
             old = OldNetwork(
@@ -113,7 +114,8 @@ class Trainer:
         return Context(self.reducer, self.dtype, self.train_set, self.preprocessing, old, self.total_steps)
 
     def _snip(self) -> None:
-        """Scores from the dense loss of the run's first batch, every branch heard, averaged over the workers."""
+        """Scores from the dense loss of the run's first batch with all BatchNorm scales at 1, averaged over the
+        workers."""
         images, labels = next(self._batches(0, 0))
         layers = prunable.layers(self.net)
         weights = [layer.get_parameter("weight") for layer in layers.values()]
@@ -137,7 +139,7 @@ class Trainer:
         after_step: Callable[[Trainer], None] | None = None,
         after_epoch: Callable[[Trainer], None] | None = None,
     ) -> list[dict[str, float]]:
-        """Trains from where `progress` stands to the end; returns the history."""
+        """Trains from the step of `progress` to the end; returns the history."""
         while self.progress.step < self.total_steps:
             epoch = self.progress.step // self.steps_per_epoch
             started, losses = time.perf_counter(), []
@@ -209,7 +211,7 @@ class Trainer:
 
 def align_gradients(net: nn.Module) -> None:
     """Puts every gradient into its parameter's memory format. Fused optimisers walk both storages side by side, so a
-    contiguous gradient of a channels-last weight would be added to the wrong weights, without a word."""
+    contiguous gradient of a channels-last weight would be added to the wrong weights, without an error."""
     for parameter in net.parameters():
         if parameter.grad is not None:
             parameter.grad = laid_out_like(parameter.grad, parameter)
@@ -219,7 +221,7 @@ def clip_gradients(net: nn.Module, limit: float) -> None:
     """Scales all gradients so that their total norm is at most `limit`."""
     parameters = [p for p in net.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    # On a CPU a look at the norm is free, and a pass over all gradients to multiply them by one is not.
+    # On a CPU reading the norm is free, and a pass over all gradients to multiply them by one is not.
     if norm.device.type != "cpu" or not norm <= limit:
         nn.utils.clip_grads_with_norm_(parameters, limit, norm)
 

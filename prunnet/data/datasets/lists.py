@@ -71,7 +71,7 @@ class Lists:
             yield where, fields
 
     def table(self, *names: str, header: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-        """(where, fields of `header`) of every row of a CSV file, whatever else it has and in whatever order."""
+        """(where, fields of `header`) of every row of a CSV file; other columns and any order are allowed."""
         name = self.find(*names)
         rows = csv.reader(io.StringIO(self.text(name), newline=""))
         try:

@@ -29,7 +29,7 @@ EXAMPLE = "0002_c1s1_000451_03.jpg"
 
 
 def read(config: DataConfig) -> Listing:
-    """The images of a copy; DataError where a folder is missing or a name says nothing."""
+    """The images of a copy; DataError where a folder is missing or a name cannot be parsed."""
     needs = f"market1501 needs the folder with {', '.join(FOLDERS.values())}, from {HOME}"
     root = open_root(config.root, needs, holds=tuple(FOLDERS.values()))
     found = root.walk()

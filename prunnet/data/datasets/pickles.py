@@ -66,5 +66,5 @@ def unpickled(data: bytes, name: str, encoding: str = "latin1") -> Any:
         raise DataError(
             f"pickle {name!r} is refused: {error}; valid: containers, numbers, strings and numpy arrays only"
         ) from None
-    except Exception as error:  # whatever bytes make the unpickler trip over, they are not data
+    except Exception as error:  # bytes on which the unpickler fails are not data
         raise DataError(f"pickle {name!r} is torn or no pickle ({type(error).__name__})") from None

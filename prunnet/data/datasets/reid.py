@@ -20,7 +20,7 @@ longer number no prefix is taken for it."""
 
 
 def parsed(names: Iterable[str], example: str) -> tuple[np.ndarray, np.ndarray]:
-    """(identities, cameras) of file names; DataError for one that does not say them."""
+    """(identities, cameras) of file names; DataError for a name without them."""
     found = []
     for name in names:
         match = NAME.fullmatch(name.rpartition("/")[2])

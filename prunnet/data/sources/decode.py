@@ -1,4 +1,5 @@
-"""Encoded bytes to pixels, whatever real collections hold: grey, palette, CMYK, 16-bit and transparent images, EXIF
+"""Encoded bytes to pixels, for the formats of real collections: grey, palette, CMYK, 16-bit and transparent images,
+EXIF
 rotation, and headers that lie about their size. Of files with several images (animations, pages) the first is read.
 
 Formats that Pillow hands to another program or library to draw (EPS to Ghostscript, WMF), and those that may hold one
@@ -87,7 +88,7 @@ def decoded(data: bytes | memoryview, name: str, box: Box | None = None, backgro
         digits = re.search(r"\d+", str(error))  # the number that the message begins with, ours or Pillow's
         claimed = f"{int(digits[0]):,}" if digits else "too many"
         raise DataError(f"image {name!r} is refused: it claims {claimed} pixels; valid: up to {MAX_PIXELS:,}") from None
-    except Exception as error:  # decoders of three dozen formats raise whatever they trip over in foreign bytes
+    except Exception as error:  # decoders of three dozen formats raise errors of any kind
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:80]
         raise DataError(f"image {name!r} cannot be read ({reason})") from None
 
@@ -105,7 +106,7 @@ def _orientation(image: Image.Image) -> int | None:
     """Of an image that is loaded: Pillow turns TIFF files when it loads them, and drops the tag."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # an EXIF block that cannot be parsed says nothing; viewers show such images as they are stored
+    except Exception:  # an EXIF block that cannot be parsed is ignored, as viewers do
         return None
 
 

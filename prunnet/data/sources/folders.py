@@ -73,7 +73,7 @@ class Folder:
         found = []
         for name in names:
             folder, _, file = name.rpartition("/")
-            if folder not in listed:  # one look at a folder is cheaper than one at each of its files
+            if folder not in listed:  # listing a folder is cheaper than a call for each of its files
                 listed[folder] = self._folder(folder, what)
             found.append(listed[folder].get(file, -1))
         return np.array(found, dtype=np.int64)

@@ -42,7 +42,7 @@ def below(name: str, where: str) -> str:
         raise DataError(f"{where}: path {name!r} does not stay below the data set's root")
     try:
         plain.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # surrogates that stand for no byte, from a pickle
+    except UnicodeEncodeError:  # surrogates that encode no byte, from a pickle
         raise DataError(f"{where}: path {name!r} is no text") from None
     return "/".join(part for part in parts if part != ".")
 

@@ -1,4 +1,4 @@
-"""Where a data set's files lie: a folder, or a .zip. Names are posix paths below it and cannot climb out."""
+"""The source of a data set's files: a folder, or a .zip. Names are posix paths below it and cannot climb out."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def open_root(root: str | None, needs: str, holds: Sequence[str] = ()) -> Root:
     """A folder or a .zip; DataError where it is neither.
 
     Args:
-        needs: says what is wanted there.
+        needs: the message's description of what is expected there.
         holds: files or folders, one of which should be at the top. Where none is, and there is a single folder instead
             (as many archives have), that folder is the root.
     """

@@ -16,7 +16,7 @@ from prunnet.data.sources.names import MAX_BYTES, MOST, Walk, climbs, is_litter
 from prunnet.errors import DataError, one_line
 
 _PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""How members may be packed. Of the others zipfile unpacks whole blocks, whatever their size becomes."""
+"""How members may be packed. For other methods zipfile unpacks whole blocks of unbounded size."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Zip:
             raise DataError(f"{name!r} in {self.path!r} is packed by a method other than deflate; zip it again")
         try:
             with archive.file.open(member) as file:
-                # No more than the header claims, whatever the packed bytes would become.
+                # At most as many bytes as the header claims.
                 content = file.read(member.file_size)
         except Exception as error:  # encrypted, wrong checksum, torn
             why = one_line(error)[:150]

@@ -1,5 +1,6 @@
 """What one score stands for: a weight (PrunNet), one of four weights of which two stay (`nm`), a kernel, or a channel
-(METHODS section 7). A `Selection` holds the masks of all layers at some capacities, and knows what reaches the scores.
+(docs/METHODS.md, section 7). A `Selection` holds the masks of all layers at some capacities, and computes the gradients
+of the scores.
 
 Only `channel` makes ordinary hardware faster; `nm` (2 of 4) does on GPUs with kernels for it.
 """

@@ -50,7 +50,7 @@ class ChannelSelection(Selection):
     def score_rows(self, gradients: Sequence[Mapping[str, Tensor]], cuts: Sequence[Cut]) -> list[ScoreRows]:
         """Straight through the mask wherever it stands: the sum of g * w over all weights that a unit's mask touches,
         those that make its channels and those that read them. Behind a BatchNorm the former sum is 0, since the loss
-        does not feel a filter's length: what reads a channel is what tells its worth."""
+        does not depend on a filter's norm: the gradient comes from the weights that read the channel."""
         rows = [[torch.zeros_like(score) for score in self.scores] for _ in gradients]
         for number, (of_pass, cut) in enumerate(zip(gradients, cuts, strict=True)):
             for name, weight in self.weights.items():

@@ -1,4 +1,4 @@
-"""Conflict-aware integration of N + 1 gradients (PrunNet, arXiv 2504.11879; METHODS section 2).
+"""Conflict-aware integration of N + 1 gradients (PrunNet, arXiv 2504.11879; docs/METHODS.md, section 2).
 
 Every projected gradient p_i is a linear combination of the given rows, so all of the method happens on small
 Gram matrices [B, M, M] (M = N + 1 rows, B blocks); the rows themselves are read twice: for the Gram matrices
@@ -230,7 +230,7 @@ def integrate_layers(
     """Integrates weight and score gradients of all layers; `integrate` of each tensor, in the same numbers.
 
     Returns how often the weights' gradients conflict: [layers], the share of pairs of passes and blocks whose inner
-    product is negative; None where nothing had to be looked at (a plain sum).
+    product is negative; None for a plain sum, which needs no inner products.
 
     `orders` holds one permutation a layer, for its weights and its scores; either all layers have scores of their
     own, or none has. The gradients are read twice (`threads` share them); what lies between, the algebra of all Gram
@@ -258,7 +258,9 @@ def _layer_coefficients(
     """(coefficients [B or 1, M] of each layer's weights and (two kinds) scores in turn; the layers that they are for,
     some of them scaled; share of conflicts a layer)."""
     kinds = layers[0].kinds
-    if options["projection"] == "none" and options["weighting"] == "mean":  # the plain sum: nothing to look at
+    if (
+        options["projection"] == "none" and options["weighting"] == "mean"
+    ):  # the plain sum: no inner products are needed
         ones = [torch.ones(1, len(layer.gradients), device=layer.weight.device) for layer in layers]
         return [one for one in ones for _ in range(kinds)], layers, None
     products = inner_products(layers, threads)

@@ -29,9 +29,9 @@ _SHARED = 50_000
 
 @dataclass(frozen=True)
 class LayerRows:
-    """The gradients of one layer, and where what becomes of them goes.
+    """The gradients of one layer, and the tensors that the integrated ones are written to.
 
-    The score gradient of every pass is its weight gradient times one factor w * sign(s) (METHODS section 2,
+    The score gradient of every pass is its weight gradient times one factor w * sign(s) (docs/METHODS.md, section 2,
     straight-through).
     """
 
@@ -161,7 +161,7 @@ class _Loops:
         self.below = np.array(thresholds, self.weight.dtype)
         if isinstance(layer.masks, LayerMasks):
             self.magnitude = layer.masks.magnitude.numpy()
-        else:  # no threshold to lie above; a score's magnitude says where it is 0
+        else:  # there is no threshold; a score's magnitude shows where it is 0
             self.magnitude = self.weight if layer.score is None else np.abs(self.score)
 
     def grams(self, out: np.ndarray, part: tuple[int, int]) -> None:

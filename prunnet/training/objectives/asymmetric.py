@@ -1,4 +1,4 @@
-"""AML: asymmetric metric learning (Budnik and Avrithis, CVPR 2021; METHODS section 4)."""
+"""AML: asymmetric metric learning (Budnik and Avrithis, CVPR 2021; docs/METHODS.md, section 4)."""
 
 from __future__ import annotations
 

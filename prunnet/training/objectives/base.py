@@ -39,8 +39,8 @@ class Term:
         """Called before the first step of an epoch; a resume inside an epoch restores `state` instead."""
 
     def targets(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        """What the old network says of a batch, once a step; gathered over the workers where the loss couples
-        the batch."""
+        """The old network's output for a batch, computed once a step; gathered over the workers where the loss compares
+        images."""
         return ()
 
     def loss(self, features: Tensor, labels: Tensor, targets: tuple[Tensor, ...]) -> Tensor:
@@ -55,7 +55,7 @@ class Term:
 
 
 Part = tuple[Tensor, Tensor, tuple[Tensor, ...]]
-"""Images, labels, and what the term's old network says of them."""
+"""Images, labels, and the term's targets."""
 
 
 class Objective:
@@ -89,7 +89,7 @@ class Objective:
 
     def conflicts(self) -> dict[str, float]:
         """Layer -> share of pairs of passes whose gradients conflicted, over the steps since it was asked last; empty
-        where a method does not look."""
+        where a method does not compute it."""
         return {}
 
     @property
@@ -112,7 +112,8 @@ class Objective:
 
 
 def mean(parts: Sequence[Part], of: Callable[[Part], list[Tensor]]) -> list[Tensor]:
-    """What `of` says of each part of a batch, averaged place by place; a part's tensors are let go before the next."""
+    """The results of `of` for each part of a batch, averaged element by element; a part's tensors are freed before the
+    next."""
     first, *others = parts
     total = of(first)
     for part in others:

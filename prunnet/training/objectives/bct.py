@@ -1,4 +1,4 @@
-"""BCT: backward-compatible training (Shen et al. 2020, arXiv 2003.11942; METHODS section 4)."""
+"""BCT: backward-compatible training (Shen et al. 2020, arXiv 2003.11942; docs/METHODS.md, section 4)."""
 
 from __future__ import annotations
 

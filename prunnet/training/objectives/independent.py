@@ -1,5 +1,5 @@
-"""One network alone at one capacity (METHODS section 4): the dense one, or a subnetwork whose mask is learned by its
-own scores, with BatchNorm, neck and classifier of its own.
+"""One network alone at one capacity (docs/METHODS.md, section 4): the dense one, or a subnetwork whose mask is learned
+by its own scores, with BatchNorm, neck and classifier of its own.
 
 With a term it is a student: `bct`, `asymmetric`, `regression`, `prototypes`, `ndpp`, `odpp`.
 """

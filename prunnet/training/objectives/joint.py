@@ -1,4 +1,5 @@
-"""Joint training: PrunNet's passes, the plain sum of their gradients, no conflict handling (METHODS section 4).
+"""Joint training: PrunNet's passes, the plain sum of their gradients, no conflict handling (docs/METHODS.md, section
+4).
 
 BatchNorm, neck and classifier are trained by the dense pass alone, as in PrunNet, so that the two differ in
 nothing but the integration.

@@ -1,7 +1,7 @@
 """Passes of masked subnetworks over one batch, whose gradients are integrated into one, for weights and scores.
 
-The common part of `prunnet`, `joint` and the single networks: which capacities run (`draw`), and what becomes of
-their gradients (`conflict.integrate_layers`). The first pass is the *main* one: it also trains BatchNorm, neck
+The common part of `prunnet`, `joint` and the single networks: which capacities run (`draw`), and how their gradients
+are integrated (`conflict.integrate_layers`). The first pass is the *main* one: it also trains BatchNorm, neck
 and classifier and updates running statistics. The others touch only the weights that they keep.
 """
 
@@ -37,7 +37,7 @@ _LOOKS = 10
 
 @dataclass(frozen=True)
 class _Pass:
-    """What came of one pass; its gradients are on their way."""
+    """The result of one pass, whose gradients are being averaged."""
 
     pending: Pending
     loss: Tensor
@@ -73,9 +73,9 @@ class Masked(Objective):
         pass."""
         self._conflicts: list[Tensor] = []
         self._narrows: bool | None = None
-        """Whether passes of channel cuts run on smaller tensors; None: not looked at yet."""
+        """Whether passes of channel subnetworks run on smaller tensors; None: not checked yet."""
         self._looks_every = max(1, context.total_steps // _LOOKS)
-        """Steps between two looks whether they still give what masks give."""
+        """Steps between two checks that they still match masked passes."""
         self._both = Both(net)
         self._threads = ThreadPoolExecutor(torch.get_num_threads())
 
@@ -157,8 +157,11 @@ class Masked(Objective):
         return None if index == 0 or mask is None or not self._narrows else self.selection.narrow(mask)
 
     def _look(self, images: Tensor, step: int) -> None:
-        """Looks whether smaller tensors give what masks give: at the first step of a process with every branch heard
-        (timm starts them silent), then now and then as the network stands, each time at another pass."""
+        """Checks that a pass on smaller tensors gives the features of the masked pass.
+
+        At the first step of a process all BatchNorm scales are 1 for the check, since timm starts residual branches at
+        scale 0, which would hide any difference. Later checks, ten a training, take the network as it is, each time
+        another pass. Once a check fails on any worker, all passes are masked from then on."""
         first = self._narrows is None
         if len(self.capacities) == 1 or self._narrows is False or not (first or step % self._looks_every == 0):
             return
@@ -260,7 +263,7 @@ def _integrate_scores(rows: list[ScoreRows], block: str, options: dict[str, Any]
 
 
 def _check_passes(net: RetrievalNet, config: TrainConfig) -> None:
-    """ConfigError where the network's scores stand for other things than the settings say, or lack a capacity."""
+    """ConfigError if the network has another granularity than the settings."""
     if net.granularity != config.granularity:
         raise ConfigError(
             f"train.granularity={config.granularity!r} does not fit a network made with granularity={net.granularity!r}"

@@ -1,4 +1,4 @@
-"""NDPP: neighbour-driven prototype perturbation (arXiv 2503.14824; METHODS section 5)."""
+"""NDPP: neighbour-driven prototype perturbation (arXiv 2503.14824; docs/METHODS.md, section 5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ODPP: optimisation-driven prototype perturbation (arXiv 2503.14824; METHODS section 5)."""
+"""ODPP: optimisation-driven prototype perturbation (arXiv 2503.14824; docs/METHODS.md, section 5)."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ from prunnet.subnetworks.subnet import Subnetwork, subnetwork
 class OldNetwork:
     """What a new network's embeddings must match: a network's file (dense), or a subnetwork's (any capacity).
 
-    It embeds as the old system did, whose gallery is there already: with the BatchNorm statistics that were saved with
-    it (a network's file of before there were any: its running ones), never with ones of the new training images.
+    It embeds as the old system did, whose gallery exists: with the BatchNorm statistics that are saved in its file (its
+    running ones if an older file has none), never with statistics of the new training images.
 
     Args:
         path: model.safetensors of a run, or what `Subnetwork.save` wrote.
@@ -81,7 +81,7 @@ class OldNetwork:
 
 
 def untrained(header: Mapping[str, Any]) -> Sequence[str]:
-    """Modules of a saved network that no loss reached; where its file, as older ones, does not say, by its method."""
+    """Modules of a saved network that no loss reached; by its method, if an older file does not record them."""
     if "untrained" in header:
         return list(header["untrained"])
     train = header.get("recipe", {}).get("train", {})

@@ -1,5 +1,5 @@
-"""Compatibility by class prototypes of the old network (arXiv 2503.14824; METHODS section 5): the unperturbed control,
-and what `ndpp` and `odpp` share."""
+"""Compatibility by class prototypes of the old network (arXiv 2503.14824; docs/METHODS.md, section 5): the unperturbed
+control, and what `ndpp` and `odpp` share."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Prototypes(Term):
 
     @torch.no_grad()
     def new_prototypes(self) -> Tensor:
-        """q [classes, d]: the dense new network's, as it stands."""
+        """q [classes, d]: the dense new network's, in its present state."""
         training = self.net.training
         self.net.eval()
         try:

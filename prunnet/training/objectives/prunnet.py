@@ -1,5 +1,5 @@
-"""PrunNet's step (arXiv 2504.11879, CVPR 2025; METHODS section 2): N + 1 passes over one batch, whose gradients
-are integrated without conflict.
+"""PrunNet's step (arXiv 2504.11879, CVPR 2025; docs/METHODS.md, section 2): N + 1 passes over one batch, whose
+gradients are integrated without conflict.
 
 The dense network always runs first; beside it the capacities of `train.capacities`, or as many drawn anew.
 """

@@ -1,4 +1,5 @@
-"""Regression: the student's embeddings regress the teacher's (METHODS section 4), strong for asymmetric tests."""
+"""Regression: the student's embeddings regress the teacher's (docs/METHODS.md, section 4), strong for asymmetric
+tests."""
 
 from __future__ import annotations
 

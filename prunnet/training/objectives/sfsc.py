@@ -1,5 +1,5 @@
 """SFSC: switchable widths, evidential loss, uncertainty priorities, PCGrad over the whole network (Wu et al., CVPR
-2023, arXiv 2206.08289; METHODS section 3), and what PrunNet's release runs under that name."""
+2023, arXiv 2206.08289; docs/METHODS.md, section 3), and what PrunNet's release runs under that name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prunnet.training.objectives.switchable import Switchable
 
 _LARGEST = 15.0
 """Logit up to which evidence grows as its exponent: exp(15) is a hundred times the classes of large data sets, and
-float32 still tells the sums of evidence apart."""
+float32 still resolves the sums of evidence."""
 
 
 class Sfsc(Switchable):
@@ -79,7 +79,7 @@ class SfscReleased(Sfsc):
 
 
 def evidence(logits: Tensor, kind: str) -> Tensor:
-    """What speaks for each class, >= 0: `exp` of the logit (clamped at 15) or `softplus`. [B, K] -> [B, K].
+    """The evidence for each class, >= 0: `exp` of the logit (clamped at 15) or `softplus`. [B, K] -> [B, K].
 
     Beside it every class has a prior mass of 1. Softplus must reach a logit of K to outweigh the K of them, and its
     gradient is then a K-th of cross-entropy's; exp reaches it at log K.

@@ -1,4 +1,5 @@
-"""Switchable widths with the plain sum of the losses (slimmable networks, Yu et al. 2019; METHODS section 4)."""
+"""Switchable widths with the plain sum of the losses (slimmable networks, Yu et al. 2019; docs/METHODS.md, section
+4)."""
 
 from __future__ import annotations
 
@@ -49,7 +50,7 @@ class Switchable(Objective):
         return {f"loss_{c:g}": loss for c, loss in zip(self.capacities, losses, strict=True)}
 
     def _gradients(self, part: Part, index: int, step: int) -> list[Tensor]:
-        """Of the loss on a part of the batch; the last two are the loss and what the pass says of itself."""
+        """Of the loss on a part of the batch; the last two are the loss and the uncertainty."""
         images, labels, targets = part
         logits, features = self._forward(images, index)
         own = self.own_loss(logits, labels, index, step)
@@ -69,7 +70,7 @@ class Switchable(Objective):
         return None
 
     def uncertainty(self, logits: Tensor) -> Tensor:
-        """What a pass says of itself, a scalar, for `combine`."""
+        """The uncertainty of a pass, a scalar, for `combine`."""
         return logits.new_zeros(())
 
     def combine(self, passes: list[list[Tensor]], uncertainties: list[Tensor], step: int) -> None:
