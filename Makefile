@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
 
 # Tests of numbers. Without AVX-512 other kernels compute them; oneDNN and torch are told to be on such a processor.
 NUMERICAL := $(addprefix tests/test_,training.py precision.py conflict.py objectives.py granularity.py rows.py nets.py \
@@ -12,13 +13,21 @@ WITHOUT_AVX512 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 
 .PHONY: demo search test test-without-avx512 test-slow lint install clean
 
-$(STAMP): pyproject.toml constraints.txt
+$(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[dev]'
+	$(PYTHON) -m venv $(VENV)
+
+# What jobs need.
+$(STAMP): pyproject.toml constraints.txt .ci/install.py | $(BIN)/python
+	$(BIN)/python .ci/install.py
 	touch $@
 
-install: $(STAMP)
+# What the tests need, too.
+$(DEV_STAMP): pyproject.toml constraints.txt .ci/install.py | $(BIN)/python
+	$(BIN)/python .ci/install.py dev
+	touch $@ $(STAMP)
+
+install: $(DEV_STAMP)
 
 demo: $(STAMP)
 	$(BIN)/python sweeps/capacity.py --recipe sweeps/recipes/demo.yaml
@@ -26,7 +35,7 @@ demo: $(STAMP)
 search: $(STAMP)
 	$(BIN)/python sweeps/search.py --recipe sweeps/recipes/search_demo.yaml
 
-lint: $(STAMP)
+lint: $(DEV_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -35,11 +44,11 @@ test: lint
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist worksteal
 	$(MAKE) test-without-avx512
 
-test-without-avx512: $(STAMP)
+test-without-avx512: $(DEV_STAMP)
 	$(WITHOUT_AVX512) $(BIN)/python -m pytest -m 'not slow' -n 2 --dist worksteal $(NUMERICAL)
 
 # Two at a time: a job is waiting for processes to start for much of its time.
-test-slow: $(STAMP)
+test-slow: $(DEV_STAMP)
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 clean:
