@@ -17,7 +17,7 @@ from prunnet import prunable
 from prunnet.checkpoint import load_network
 from prunnet.masks import top_k_mask
 from prunnet.nets import RetrievalNet
-from prunnet.plan import method_name
+from prunnet.row_identity import method_name
 
 KEPT, LEFT = 0.2, 0.05
 

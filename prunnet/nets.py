@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from prunnet.config import ModelConfig
 from prunnet.errors import ConfigError, echo, one_line, unknown
+from prunnet.hashing import without_defaults
 from prunnet.pretrained import whole_weights
 from prunnet.prunable import attach_scores, init_scores
 from prunnet.storage import local, place
@@ -80,7 +81,7 @@ class RetrievalNet(nn.Module):
         by_channel = check_granularity(granularity) == "channel"
         if classes < 2:
             raise ConfigError(f"classes={classes}: a network is trained to tell at least 2 classes apart")
-        self.spec: dict[str, Any] = {
+        described = {
             "backbone": backbone,
             "classes": classes,
             "embedding_dim": embedding_dim,
@@ -88,13 +89,14 @@ class RetrievalNet(nn.Module):
             "stem": stem,
             "neck_norm": neck_norm,
             "options": dict(options or {}),
-            # Only where they say something, so that older files keep their hashes.
-            **({} if features is None else {"features": features}),
-            **({} if width == 1.0 else {"width": width}),
-            **({} if scored else {"scored": False}),
-            **({} if granularity == "weight" else {"granularity": granularity}),
+            "features": features,
+            "width": width,
+            "scored": scored,
+            "granularity": granularity,
             **({"channel_multiple": channel_multiple, "image_size": image_size} if by_channel else {}),
         }
+        later = {"features": None, "width": 1.0, "scored": True, "granularity": "weight"}
+        self.spec: dict[str, Any] = without_defaults(described, later)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.backbone = make_backbone(

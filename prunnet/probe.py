@@ -4,7 +4,7 @@ hopeless training can be stopped early. The training does not notice: nothing of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,11 @@ from prunnet import hashing
 from prunnet.communication import Reducer
 from prunnet.config import Recipe
 from prunnet.data.base import Dataset, some_of
-from prunnet.families import Family
 from prunnet.nets import RetrievalNet
-from prunnet.plan import identity_columns
 from prunnet.results import ranked_by
 from prunnet.retrieval.features import embed_test
-from prunnet.subnetworks import calibration_batches, calibration_indices, subnetwork
+from prunnet.row_identity import identity_columns
+from prunnet.trained import Calibration, CalibrationImages, Cut, TrainedHeader, TrainedNetwork
 from prunnet.training import Trainer
 
 
@@ -43,8 +42,10 @@ class Probe:
         self.test = whole if config.images is None else some_of(whole, config.images, sweep.seed)
         self.truth = self.test.truth()
         self.recipe, self.config, self.dataset = recipe, config, dataset
-        chosen = calibration_indices(len(dataset.train), config.calibration_images, sweep.seed)
-        self.pixels = dataset.preprocessing.crop(dataset.train.read(chosen))
+        self.calibration = None
+        if sweep.calibrate:
+            self.calibration = Calibration(config.calibration_images, sweep.seed, sweep.batch_size)
+            self.images = CalibrationImages.chosen(dataset.train, self.calibration)
         self.metric = ranked_by(self.test.protocol_name)
 
     def look(self, net: RetrievalNet, reducer: Reducer) -> dict[float, float]:
@@ -61,30 +62,29 @@ class Probe:
         return dict(zip(capacities, reducer.gather(found).sum(0).tolist(), strict=True))
 
     def _embedded(self, net: RetrievalNet, capacity: float) -> tuple[np.ndarray, np.ndarray]:
-        allocation = self.recipe.train.allocation or "layer"
-        cut = subnetwork(net, capacity, allocation=allocation, weights_sha="")
         sweep = self.recipe.sweep
-        if sweep.calibrate:
-            cut.calibrate(calibration_batches(self.pixels, self.dataset.preprocessing, sweep.batch_size))
-        return embed_test(cut, self.test, sweep.batch_size)
+        network = TrainedNetwork(net, TrainedHeader(recipe={"train": {"allocation": self.recipe.train.allocation}}))
+        cut = replace(Cut.of_sweep(sweep, capacity), calibration=self.calibration)
+        made = network.subnetwork(cut, None if cut.calibration is None else self.images)
+        return embed_test(made, self.test, sweep.batch_size)
 
     def rows(self, trainer: Trainer, seen: dict[float, float], trial: str) -> list[dict[str, Any]]:
         """What was seen as rows of the results table, `partial`: a training that is stopped leaves no others."""
         last = trainer.progress.history[-1]
-        header = {
-            "recipe": self.recipe.trained_part(),
-            "net": trainer.net.spec,
-            "workers": trainer.reducer.world,
-            "epoch": int(last["epoch"]),
-            "images_seen": int(last["images_seen"]),
-            "train_seconds": sum(entry["seconds"] for entry in trainer.progress.history),
-        }
-        common = identity_columns(self.recipe, Family({1.0: (trainer.net, header)}), self.dataset, trial)
+        header = TrainedHeader(
+            recipe=self.recipe.trained_part(),
+            workers=trainer.reducer.world,
+            epoch=int(last["epoch"]),
+            images_seen=int(last["images_seen"]),
+            train_seconds=sum(entry["seconds"] for entry in trainer.progress.history),
+        )
+        members = {1.0: TrainedNetwork(trainer.net, header)}
+        common = identity_columns(self.recipe, members, self.dataset, trial)
         return [
             {
                 **common,
                 "status": "partial",
-                "unit_key": hashing.of_json(["probe", trial, header["epoch"], capacity, self.config.images]),
+                "unit_key": hashing.of_json(["probe", trial, header.epoch, capacity, self.config.images]),
                 "query_capacity": capacity,
                 "gallery_capacity": 1.0,
                 "gallery_source": "own",

@@ -13,7 +13,7 @@ import typer
 
 from prunnet.atomic import check_output
 from prunnet.errors import ConfigError
-from prunnet.results import best_under
+from prunnet.results import KEY, best_under
 from sweeps import ablation, capacity, cost, doctor, evaluate, export, layerwise, pack, search
 from sweeps.printing import Console, print_json
 from sweeps.run import Run, check_number, one_line_errors
@@ -78,6 +78,7 @@ def best(
     min_recall: Annotated[float | None, typer.Option(help="At least this recall_at_1, 0 to 1.")] = None,
     metric: Annotated[str, typer.Option(help="What is to be best.")] = "map",
     device: Annotated[str | None, typer.Option(help="Where it was measured, such as cpu.")] = None,
+    to: Annotated[Path | None, typer.Option("--export", help="Also export it: NAME.safetensors, .onnx, .pt2.")] = None,
 ) -> None:
     limits = {"--macs": macs, "--bytes": max_bytes, "--latency-ms": latency_ms}
     for option, limit in limits.items():
@@ -93,10 +94,12 @@ def best(
         device=device,
     )
     print_json({name: value for name, value in row.items() if value is not None})
-    if row["query_capacity"] is None:
-        return
-    ship = f"prunnet export {run} --capacity {row['query_capacity']:g} --to edge.onnx"
-    Console(stderr=True).print(f"to ship it: {ship}")
+    if to is not None:
+        said = Console(stderr=True)  # standard output is the row's
+        export.export_to(run, to, None, row["unit_key"], None, "fp32", None, [], said)
+    elif row["query_capacity"] is not None:
+        ship = f"prunnet export {run} --row {row['unit_key'][:KEY]} --to edge.onnx"
+        Console(stderr=True).print(f"to ship it: {ship}")
 
 
 def main() -> None:

@@ -12,13 +12,11 @@ from typing import Annotated
 
 import typer
 
-from prunnet.config import check_capacity
-from prunnet.data.transforms import Preprocessing
 from prunnet.errors import ConfigError, echo
-from prunnet.families import Family
 from prunnet.latency import RUNTIMES, SECONDS, measure
-from prunnet.plan import allocation_of
-from prunnet.subnetworks import subnetwork
+from prunnet.subnetworks import Subnetwork
+from prunnet.trained import Cut
+from prunnet.trained_networks import Family, kept_recipe
 from sweeps.printing import Console, print_json
 from sweeps.run import check_number
 from sweeps.terminal_table import print_table
@@ -38,17 +36,13 @@ def main(
     check_number("--seconds", seconds, 0.01, 3600)
     if runtime not in RUNTIMES:
         raise ConfigError(f"--runtime {echo(runtime)}; valid: {', '.join(RUNTIMES)}")
-    family = Family.of_run(run)
+    family, sweep = Family.of_run(run), kept_recipe(run).sweep
+    preprocessing = family.largest.preprocessing
     console = Console()
     head = ("capacity", "MMACs", "compact", "bytes", "ms, batch 1", "ms, batch 32", "peak MB")
     lines, cuts = [], []
     for wanted in capacity or USUAL:
-        net, header = family.members[family.serving(check_capacity(wanted))]
-        if header.get("preprocessing") is None:
-            raise ConfigError(f"{str(run)!r} does not say what its images are like")
-        preprocessing = Preprocessing.from_json(header["preprocessing"])
-        cut = subnetwork(net, wanted, allocation=allocation_of(header), weights_sha=header["weights_sha"])
-        cuts.append(_on(cut, device))
+        cuts.append(_on(family.network_for(wanted).masked(Cut.of_sweep(sweep, wanted)), device))
     with Console(stderr=True).status(f"measuring {len(cuts)} cuts by turns"):
         measured = measure(cuts, preprocessing, runtime=runtime, threads=threads, seconds=seconds)
     for wanted, cut, found in zip(capacity or USUAL, cuts, measured, strict=True):
@@ -72,7 +66,7 @@ def main(
         console.print(f"{found.runtime}, {found.device}, {threads} threads, {preprocessing.image_size} px")
 
 
-def _on(cut, device: str):  # type: ignore[no-untyped-def]
+def _on(cut: Subnetwork, device: str) -> Subnetwork:
     try:
         return cut.to(device)
     except (RuntimeError, AssertionError) as error:

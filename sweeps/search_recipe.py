@@ -13,11 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from analysis.quantities import Quantity
 from prunnet import hashing
-from prunnet.config import Capacity, Recipe, apply_override, changed, explain, parse_recipe
+from prunnet.config import Capacity, Recipe, absolute_paths, apply_override, changed, explain, parse_recipe
 from prunnet.errors import ConfigError, echo, told
 from prunnet.storage import shown
 from prunnet.yaml_reader import read_yaml
-from sweeps.run import absolute_paths
 
 Changes = dict[str, Any]
 CAPACITIES = "train.capacities"

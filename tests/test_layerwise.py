@@ -13,11 +13,13 @@ from prunnet import data
 from prunnet.config import parse_recipe
 from prunnet.cost import layer_macs
 from prunnet.errors import ConfigError
-from prunnet.families import Family, make_net
+from prunnet.families import make_net
 from prunnet.layerwise import Budget
 from prunnet.nets import RetrievalNet
 from prunnet.plan import kept_share, plan_units
 from prunnet.subnetworks import subnetwork
+from prunnet.trained import TrainedHeader, TrainedNetwork
+from prunnet.trained_networks import Family
 from tests.conftest import tiny_net
 
 NET = tiny_net()
@@ -96,11 +98,8 @@ def test_a_vector_has_a_row_of_its_own() -> None:
     )
     dataset = data.load_for(recipe)
     net = make_net(recipe, dataset)
-    header = {
-        "weights_sha": "w", "net": net.spec, "recipe": recipe.trained_part(), "workers": 1, "epoch": 1,
-        "images_seen": 1, "train_seconds": 1.0,
-    }  # fmt: skip
-    family = Family({1.0: (net, header)})
+    header = TrainedHeader("w", recipe=recipe.trained_part(), workers=1, epoch=1, images_seen=1, train_seconds=1.0)
+    family = Family({1.0: TrainedNetwork(net, header)})
     budget = Budget.of(net, 16, 0.5)
     vectors = [budget.keep(ratios) for ratios in budget.guesses(net)[1:3]]
     units = plan_units(recipe, family, dataset, "layerwise", vectors)

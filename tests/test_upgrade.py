@@ -20,14 +20,15 @@ from prunnet.config import DataConfig, Recipe, parse_recipe
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError
 from prunnet.evaluation import Evaluator, features_path
-from prunnet.families import Family, train_here
+from prunnet.families import train_here
 from prunnet.gains import p_1, p_comp, p_up, update_gain
 from prunnet.nets import RetrievalNet
-from prunnet.plan import evaluation_plan, network_arrays, plan_units
+from prunnet.plan import evaluation_plan, plan_units
 from prunnet.retrieval.compatibility import negative_flips, right_at_one
 from prunnet.retrieval.features import embed, load_features
 from prunnet.retrieval.hits import from_ranks
 from prunnet.subnetworks import calibration_loader, running_statistics, subnetwork
+from prunnet.trained_networks import Family
 from prunnet.upgrade import OldNetwork, converted
 from sweeps.cli import app
 from tests.conftest import image_folder, tiny_net
@@ -178,7 +179,7 @@ def test_a_sweep_searches_the_old_gallery_as_the_old_network_wrote_it(tmp_path: 
         keys[name] = {unit.key: unit for unit in units.features.values()}
         plan = evaluation_plan(recipe, family, features=tmp_path / "features", results=tmp_path / "results")
         split = dataset.split("test")
-        evaluator = Evaluator(plan, network_arrays(family), units.calibration, split)
+        evaluator = Evaluator(plan, family.arrays(), units.calibration, split)
         for unit in units.features.values():
             if unit.stored:
                 evaluator.features(unit)
