@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from cluster.search import Job, Ledger
 from prunnet import results
-from prunnet.config import Recipe, load_recipe
+from prunnet.config import Recipe, absolute_paths, load_recipe
 from prunnet.errors import CheckpointError, ConfigError, one_line
 from prunnet.experiments import Trial
 from prunnet.families import train_here
@@ -28,7 +28,7 @@ from prunnet.storage import place, shown
 from sweeps.capacity import conclude, open_data
 from sweeps.cli import app
 from sweeps.printing import Console
-from sweeps.run import Run, absolute_paths, one_line_errors, open_run
+from sweeps.run import Run, one_line_errors, open_run
 from sweeps.search import conclude as conclude_search
 from sweeps.search import make_job, trial_at
 from sweeps.search_recipe import Search, SearchFile

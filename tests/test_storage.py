@@ -13,12 +13,12 @@ import pytest
 from prunnet import data, results, storage
 from prunnet.atomic import put_in_place, write_text
 from prunnet.checkpoint import load_network, read_header, save_network
-from prunnet.config import DataConfig, load_recipe
+from prunnet.config import DataConfig, absolute_paths, load_recipe
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError, DataError, ResultsError
 from prunnet.retrieval.features import load_features, make_features
 from prunnet.subnetworks import subnetwork
-from sweeps.run import Run, absolute_paths, open_run
+from sweeps.run import Run, open_run
 from tests.conftest import image_folder, tiny_net
 from tests.object_store import s3_server
 
