@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from prunnet.results import guarded
+from prunnet.guard import guarded
 
 
 def run(function: Callable[..., None]) -> None:

@@ -29,10 +29,10 @@ from cluster.evaluation import Subject, start_actor
 from cluster.session import session
 from prunnet import data, results
 from prunnet.config import Recipe, load_recipe
-from prunnet.families import make_net
-from prunnet.plan import evaluation_plan, plan_units
-from prunnet.trained import TrainedHeader, TrainedNetwork
-from prunnet.trained_networks import Family
+from prunnet.experiments.stages import make_net
+from prunnet.experiments.trained_networks import Family
+from prunnet.experiments.work_units import evaluation_plan, plan_units
+from prunnet.subnetworks.trained import TrainedHeader, TrainedNetwork
 
 WRITERS, ROWS_A_PART = 8, 10
 ROOT = Path(__file__).parent.parent

@@ -11,12 +11,12 @@ from typing import Any
 import ray
 
 from cluster.pool import Outcome, Pool
-from prunnet import hashing
-from prunnet.config import ClusterConfig
+from prunnet.config.recipe import ClusterConfig
 from prunnet.data.base import RetrievalTest
-from prunnet.evaluation import Arrays, Evaluator, FeaturesUnit, Plan, TestUnit
-from prunnet.pipeline import Failure
-from prunnet.trained import CalibrationImages, MemberId
+from prunnet.evaluation.evaluator import Arrays, Evaluator, FeaturesUnit, Plan, TestUnit
+from prunnet.experiments.run import Failure
+from prunnet.storage import hashing
+from prunnet.subnetworks.trained import CalibrationImages, MemberId
 
 _KEPT = 2
 """Evaluators that an actor keeps: one holds a network and the features it tested last."""

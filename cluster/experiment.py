@@ -1,4 +1,4 @@
-"""The stages of a job on a Ray cluster: training by Ray Train, evaluation by actors (`prunnet.pipeline`)."""
+"""The stages of a job on a Ray cluster: training by Ray Train, evaluation by actors (`prunnet.experiments.run`)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from cluster.evaluation import Subject, evaluate
 from cluster.progress import bar
 from cluster.session import session
 from cluster.training import train
-from prunnet.config import Recipe
+from prunnet.config.recipe import Recipe
 from prunnet.data.base import Dataset
-from prunnet.families import make_net
-from prunnet.pipeline import Failure, Missing
-from prunnet.training import steps_per_epoch
+from prunnet.experiments.run import Failure, Missing
+from prunnet.experiments.stages import make_net
+from prunnet.training.trainer import steps_per_epoch
 
 NOT_FETCHED = {"pretrained": False, "weights": None}
 

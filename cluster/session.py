@@ -22,7 +22,7 @@ from ray.dashboard.utils import ray_address_to_api_server_url
 from ray.util.state import list_actors
 
 from cluster.ending import AGAIN, depending_on, end, family
-from prunnet.config import ClusterConfig
+from prunnet.config.recipe import ClusterConfig
 from prunnet.errors import ResourceError, one_line
 
 ADDRESS = "RAY_ADDRESS"

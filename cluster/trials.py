@@ -10,8 +10,8 @@ import torch
 
 from cluster.pool import Pool
 from cluster.session import session
-from prunnet.config import ClusterConfig
-from prunnet.experiments import Trial, run_trial
+from prunnet.config.recipe import ClusterConfig
+from prunnet.experiments.trial import Trial, run_trial
 from prunnet.memory import keep_freed_memory
 
 

@@ -25,9 +25,9 @@ import torch
 import typer
 
 from prunnet import results
-from prunnet.atomic import check_output
 from prunnet.errors import PrunnetError
-from prunnet.experiments import Trial, run_trial
+from prunnet.experiments.trial import Trial, run_trial
+from prunnet.storage.atomic import check_output
 from sweeps.ablation_recipe import Ablation, load_ablation
 from sweeps.printing import Console
 from sweeps.run import Run, git_commit, one_line_errors, open_run

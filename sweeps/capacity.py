@@ -30,16 +30,17 @@ import typer
 from analysis import tables
 from analysis.frame import Frame
 from cluster.experiment import Driver
-from prunnet import data, prunable
-from prunnet.config import Recipe, absolute_paths, load_recipe
+from prunnet import data
+from prunnet.config.recipe import Recipe, absolute_paths, load_recipe
 from prunnet.data.base import Dataset
 from prunnet.errors import DataWarning
-from prunnet.latency import measure
-from prunnet.pipeline import Missing, Outcome, evaluate_missing, trained_networks
-from prunnet.seal import read_text
-from prunnet.storage import shown
-from prunnet.trained import Cut
-from prunnet.trained_networks import Family
+from prunnet.experiments.run import Missing, Outcome, evaluate_missing, trained_networks
+from prunnet.experiments.trained_networks import Family
+from prunnet.export.latency import measure
+from prunnet.pruning import prunable
+from prunnet.redact import shown
+from prunnet.storage.seal import read_text
+from prunnet.subnetworks.trained import Cut
 from sweeps.printing import Console
 from sweeps.report_files import write_files
 from sweeps.run import Run, git_commit, one_line_errors, open_run

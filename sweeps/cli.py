@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from prunnet.atomic import check_output
 from prunnet.errors import ConfigError
-from prunnet.results import KEY, best_under
+from prunnet.results.table import KEY, best_under
+from prunnet.storage.atomic import check_output
 from sweeps import ablation, capacity, cost, doctor, evaluate, export, layerwise, pack, search
 from sweeps.printing import Console, print_json
 from sweeps.run import Run, check_number, one_line_errors

@@ -13,10 +13,10 @@ from typing import Annotated
 import typer
 
 from prunnet.errors import ConfigError, echo
-from prunnet.latency import RUNTIMES, SECONDS, measure
-from prunnet.subnetworks import Subnetwork
-from prunnet.trained import Cut
-from prunnet.trained_networks import Family, kept_recipe
+from prunnet.experiments.trained_networks import Family, kept_recipe
+from prunnet.export.latency import RUNTIMES, SECONDS, measure
+from prunnet.subnetworks.subnet import Subnetwork
+from prunnet.subnetworks.trained import Cut
 from sweeps.printing import Console, print_json
 from sweeps.run import check_number
 from sweeps.terminal_table import print_table

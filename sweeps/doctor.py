@@ -10,9 +10,9 @@ import typer
 
 from cluster.progress import bar
 from prunnet import data as datasets
-from prunnet.backbones import NAMED, inspect_backbone, inspect_channels, inspect_granularities
-from prunnet.config import ModelConfig, apply_override, parse_recipe
+from prunnet.config.recipe import ModelConfig, apply_override, parse_recipe
 from prunnet.data.files import unreadable
+from prunnet.experiments.backbone_report import NAMED, inspect_backbone, inspect_channels, inspect_granularities
 from sweeps.printing import Console
 from sweeps.terminal_table import print_table
 

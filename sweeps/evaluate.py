@@ -15,9 +15,9 @@ from typing import Annotated
 
 import typer
 
-from prunnet.compare import Comparison, Side, compare, data_of
-from prunnet.config import Recipe, absolute_paths, load_recipe
+from prunnet.config.recipe import Recipe, absolute_paths, load_recipe
 from prunnet.errors import ConfigError
+from prunnet.evaluation.compare import Comparison, Side, compare, data_of
 from sweeps.printing import Console, print_json
 from sweeps.terminal_table import print_table
 

@@ -16,24 +16,25 @@ from typing import Annotated, Any
 
 import typer
 
-from prunnet.atomic import check_output, put_in_place
-from prunnet.checkpoint import NETWORK, kind_of
 from prunnet.data.base import RetrievalTest
 from prunnet.data.transforms import Preprocessing
-from prunnet.embeddings import FILE, EmbeddingSet, contact_sheet, embed_folder, write_csv
-from prunnet.embeddings import query as answers_to
 from prunnet.errors import CheckpointError, ConfigError, echo
-from prunnet.export import PRECISIONS, Exported, check_format, identity, open_export
-from prunnet.export import export as write
-from prunnet.nested import MAGIC, Nested, ends
-from prunnet.nested import read_header as read_progressive
-from prunnet.results import read, row_of
-from prunnet.retrieval.features import Embedder, embed_test
-from prunnet.storage import local
-from prunnet.subnetworks import FORMAT as SAVED
-from prunnet.subnetworks import Subnetwork
-from prunnet.trained import Cut
-from prunnet.trained_networks import Family, Source
+from prunnet.experiments.trained_networks import Family, Source
+from prunnet.export.embedding_sets import FILE, EmbeddingSet, contact_sheet, embed_folder, write_csv
+from prunnet.export.embedding_sets import query as answers_to
+from prunnet.export.formats import PRECISIONS, Exported, check_format, identity, open_export
+from prunnet.export.formats import export as write
+from prunnet.export.progressive import MAGIC, Nested, ends
+from prunnet.export.progressive import read_header as read_progressive
+from prunnet.networks.files import NETWORK
+from prunnet.results.table import read, row_of
+from prunnet.storage.atomic import check_output, put_in_place
+from prunnet.storage.paths import local
+from prunnet.storage.tensor_files import kind_of
+from prunnet.subnetworks.embed import Embedder, embed_test
+from prunnet.subnetworks.subnet import FORMAT as SAVED
+from prunnet.subnetworks.subnet import Subnetwork
+from prunnet.subnetworks.trained import Cut
 from sweeps.printing import Console
 from sweeps.terminal_table import print_table
 

@@ -35,15 +35,15 @@ from cluster.pool import Pool
 from cluster.progress import bar
 from cluster.session import session
 from prunnet import results
-from prunnet.atomic import write_text
-from prunnet.config import Recipe, absolute_paths, check_capacity, load_recipe
+from prunnet.config.recipe import Recipe, absolute_paths, check_capacity, load_recipe
 from prunnet.data.base import Dataset
 from prunnet.errors import ConfigError, echo
-from prunnet.layerwise import Budget, Keep
-from prunnet.pipeline import Failure, evaluate_missing, trained_networks
-from prunnet.plan import Units, evaluation_plan, plan_units
-from prunnet.trained import Cut
-from prunnet.trained_networks import Family
+from prunnet.experiments.run import Failure, evaluate_missing, trained_networks
+from prunnet.experiments.trained_networks import Family
+from prunnet.experiments.work_units import Units, evaluation_plan, plan_units
+from prunnet.storage.atomic import write_text
+from prunnet.subnetworks.layer_budgets import Budget, Keep
+from prunnet.subnetworks.trained import Cut
 from sweeps.capacity import open_data
 from sweeps.printing import Console
 from sweeps.run import Run, git_commit, one_line_errors, open_run

@@ -10,9 +10,9 @@ import typer
 
 from cluster.progress import bar
 from prunnet import data
-from prunnet.atomic import check_output
-from prunnet.config import apply_override, parse_recipe
+from prunnet.config.recipe import apply_override, parse_recipe
 from prunnet.data import packed
+from prunnet.storage.atomic import check_output
 from sweeps.printing import Console
 
 

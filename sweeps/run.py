@@ -16,13 +16,14 @@ from pydantic import AfterValidator, BaseModel
 
 from cluster.ending import stoppable
 from cluster.session import in_submitted_job
-from prunnet.config import Recipe, absolute
+from prunnet.config.recipe import Recipe, absolute
 from prunnet.errors import ConfigError, DataWarning
-from prunnet.families import Stage
+from prunnet.experiments.stages import Stage
 from prunnet.guard import guarded
-from prunnet.hashing import of_json
-from prunnet.seal import read_json, write_json, write_yaml
-from prunnet.storage import is_url, lock_file, place, private_folder, shown
+from prunnet.redact import shown
+from prunnet.storage.hashing import of_json
+from prunnet.storage.paths import is_url, lock_file, place, private_folder
+from prunnet.storage.seal import read_json, write_json, write_yaml
 from sweeps.printing import Console
 from sweeps.run_folder import LOCK, check_folder, clear, mark_folder, note_of
 

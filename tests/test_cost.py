@@ -12,11 +12,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from prunnet.checkpoint import save_network
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import ConfigError
-from prunnet.latency import measure, times_of
-from prunnet.subnetworks import subnetwork
+from prunnet.export.latency import measure, times_of
+from prunnet.networks.files import save_network
+from prunnet.subnetworks.subnet import subnetwork
 from sweeps.cli import app
 from tests.conftest import tiny_net
 
@@ -86,9 +86,9 @@ def test_a_sweep_fills_the_measured_columns(tmp_path: Path) -> None:
     """Without Ray: what the driver measures lands in the rows of its subnetwork."""
     from prunnet import data, results
     from prunnet.config import parse_recipe
-    from prunnet.families import train_here
-    from prunnet.pipeline import evaluate_missing, in_this_process
-    from prunnet.trained_networks import Family
+    from prunnet.experiments.run import evaluate_missing, in_this_process
+    from prunnet.experiments.stages import train_here
+    from prunnet.experiments.trained_networks import Family
     from sweeps.capacity import measured
     from tests.conftest import image_folder
 

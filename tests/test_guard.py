@@ -82,7 +82,7 @@ def test_a_full_disk_leaves_the_old_file_as_it_was(
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("prunnet.atomic._sync", full)
+    monkeypatch.setattr("prunnet.storage.atomic._sync", full)
     write = comparison.write if command == "comparison" else devices.main
     with pytest.raises(OSError, match="No space left"):
         write(tmp_path / "results", target)

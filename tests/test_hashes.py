@@ -10,13 +10,13 @@ import pytest
 from prunnet import data
 from prunnet.config import DataConfig, ModelConfig, Recipe, SweepConfig, TrainConfig, load_recipe, parse_recipe
 from prunnet.data.transforms import Preprocessing
-from prunnet.experiments import Trial
-from prunnet.families import make_net
-from prunnet.hashing import of_json, without_defaults
-from prunnet.plan import plan_units
-from prunnet.row_identity import identity_columns
-from prunnet.trained import TrainedHeader, TrainedNetwork
-from prunnet.trained_networks import Family
+from prunnet.experiments.row_identity import identity_columns
+from prunnet.experiments.stages import make_net
+from prunnet.experiments.trained_networks import Family
+from prunnet.experiments.trial import Trial
+from prunnet.experiments.work_units import plan_units
+from prunnet.storage.hashing import of_json, without_defaults
+from prunnet.subnetworks.trained import TrainedHeader, TrainedNetwork
 from sweeps.ablation_recipe import load_ablation
 from sweeps.search_recipe import load_search
 from tests.conftest import REPOSITORY, image_folder, tiny_net

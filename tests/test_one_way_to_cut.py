@@ -14,18 +14,19 @@ from typer.testing import CliRunner
 from prunnet import data, results
 from prunnet.config import Recipe, parse_recipe
 from prunnet.data.base import Dataset
-from prunnet.embeddings import EmbeddingSet
 from prunnet.errors import CheckpointError, ConfigError, ResultsError
-from prunnet.evaluation import features_path
+from prunnet.evaluation.evaluator import features_path
+from prunnet.evaluation.stored_features import StoredFeatures, load_features
+from prunnet.experiments.run import Outcome, evaluate_missing, in_this_process, trained_networks
+from prunnet.experiments.stages import train_here
+from prunnet.experiments.trained_networks import Family, Source
 from prunnet.export import open_export
-from prunnet.families import train_here
-from prunnet.latency import Measured
-from prunnet.layerwise import Budget
-from prunnet.pipeline import Outcome, evaluate_missing, in_this_process, trained_networks
-from prunnet.retrieval.features import StoredFeatures, embed_test, load_features
+from prunnet.export.embedding_sets import EmbeddingSet
+from prunnet.export.latency import Measured
 from prunnet.subnetworks import calibration_loader, subnetwork
-from prunnet.trained import Cut
-from prunnet.trained_networks import Family, Source
+from prunnet.subnetworks.embed import embed_test
+from prunnet.subnetworks.layer_budgets import Budget
+from prunnet.subnetworks.trained import Cut
 from sweeps import capacity as capacity_job
 from sweeps.capacity import measured, training_told
 from sweeps.cli import app
@@ -275,7 +276,7 @@ def test_a_trial_of_a_search_searches_the_gallery_of_the_old_network(
 ) -> None:
     """Searches left it out. Ray Train and the actors are replaced by this process."""
     from cluster import search
-    from prunnet.experiments import Trial
+    from prunnet.experiments.trial import Trial
 
     before = recipe_of(images, train={"method": "independent", "capacities": []})
     train_here(before, data.load_for(before), tmp_path / "old.safetensors")

@@ -18,13 +18,14 @@ from typer.testing import CliRunner
 
 from cluster.search import Job, Ledger
 from prunnet import results
-from prunnet.config import Recipe, absolute_paths, load_recipe
+from prunnet.config import Recipe, load_recipe
+from prunnet.config.recipe import absolute_paths
 from prunnet.errors import CheckpointError, ConfigError, one_line
-from prunnet.experiments import Trial
-from prunnet.families import train_here
-from prunnet.pipeline import Failure, Outcome, evaluate_missing, in_this_process, trained_networks
-from prunnet.redact import restored
-from prunnet.storage import place, shown
+from prunnet.experiments.run import Failure, Outcome, evaluate_missing, in_this_process, trained_networks
+from prunnet.experiments.stages import train_here
+from prunnet.experiments.trial import Trial
+from prunnet.redact import restored, shown
+from prunnet.storage import place
 from sweeps.capacity import conclude, open_data
 from sweeps.cli import app
 from sweeps.printing import Console

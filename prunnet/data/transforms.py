@@ -15,10 +15,10 @@ from PIL import Image, ImageColor
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from prunnet import hashing
-from prunnet.config import MAX_SIDE, DataConfig
-from prunnet.data.decode import WHITE, Colour
+from prunnet.config.recipe import MAX_SIDE, DataConfig
+from prunnet.data.sources.decode import WHITE, Colour
 from prunnet.errors import CheckpointError, echo
+from prunnet.storage import hashing
 
 LONGEST = 16
 """Images longer than so many times their width are cut before they are scaled, so that memory stays below so many

@@ -1,0 +1,124 @@
+"""One trial of an ablation from a recipe to rows of the results table, in this process: no Ray is needed.
+
+    run_trial(Trial("methods/joint/s0", recipe), folder)
+
+Networks are kept by the hash of their training, so trials that share one (a teacher, an old network) train it once.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from prunnet import data
+from prunnet.config.methods import OLD_REVISION, revisions
+from prunnet.config.recipe import Recipe, SweepConfig, field_defaults
+from prunnet.data.base import Dataset
+from prunnet.experiments.run import by_hash, evaluate_missing, in_this_process, trained_networks
+from prunnet.experiments.stages import stages, train_here
+from prunnet.redact import shown
+from prunnet.storage import hashing
+from prunnet.storage.hashing import METHOD_VERSION
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A named recipe. `old`: the recipe of a network whose gallery is searched, too, trained first; where the recipe's
+    `train.old` is set (to anything), it is trained to match that network."""
+
+    name: str
+    recipe: Recipe
+    old: Recipe | None = None
+
+    @property
+    def id(self) -> str:
+        """Name and hash of all that determines the rows: the table's `trial_id`."""
+        parts = [self.recipe, *([self.old] if self.old else [])]
+        dumps = [_said(recipe) for recipe in parts]
+        for dump in dumps:  # where files lie does not matter
+            for section in ("data", "sweep"):
+                if root := dump.get(section, {}).get("root"):
+                    dump[section]["root"] = Path(shown(root)).name
+            if dump.get("data", {}).pop("fingerprint", None) and not dump["data"]:
+                del dump["data"]
+            if self.old is not None:
+                dump["train"].pop("old", None)
+        revised = [revision for recipe in parts for revision in revisions(recipe.train.model_dump())]
+        if self.old is not None:
+            revised.append(OLD_REVISION)
+        return f"{self.name}/{hashing.of_json(shown([METHOD_VERSION, *dumps, *revised]))[:10]}"
+
+
+def _said(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """What a recipe says that is not the default, so that a key that is added to recipes later leaves finished trials
+    finished."""
+    said = {}
+    for name in ("data", "model", "train", "sweep"):
+        section = getattr(recipe, name)
+        if section != type(recipe).model_fields[name].default:
+            said[name] = hashing.without_defaults(section.model_dump(mode="json"), field_defaults(section))
+    return said
+
+
+def run_trial(
+    trial: Trial,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    git_commit: str | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> int:
+    """Trains what is not trained and tests what is not tested; returns the number of rows of the trial.
+
+    Args:
+        folder: `models/`, `features/` and `results/` lie in it, for all trials of the run.
+    """
+    recipe, dataset, place, old = trial.recipe, _dataset(trial.recipe), by_hash(folder / "models"), None
+
+    def train(stage: Recipe, images: Dataset, path: Path) -> None:
+        capacity = stage.train.alone or 1.0
+        train_here(
+            stage,
+            images,
+            path,
+            device=device,
+            report=lambda trainer: report(f"capacity {capacity:g} epoch {len(trainer.progress.history)}"),
+        )
+
+    if trial.old is not None:
+        (stage,) = stages(trial.old)
+        old = str(place(stage, stage.recipe))
+        train(stage.recipe, _dataset(trial.old), Path(old))
+        if recipe.train.old:
+            recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"old": old})})
+    networks = trained_networks(recipe, dataset, train, place, old=old)
+    # A folder of its own: another trial at work may share a network with this one, and so a feature file.
+    kept = folder / "features" / trial.id.rpartition("/")[2]
+    outcome = evaluate_missing(
+        recipe,
+        dataset,
+        networks,
+        in_this_process,
+        features=kept,
+        results=folder / "results",
+        trial=trial.id,
+        git_commit=git_commit,
+        device=device,
+    )
+    shutil.rmtree(kept, ignore_errors=True)  # there are many trials
+    return len(outcome.units.tests)
+
+
+@lru_cache(maxsize=2)
+def _loaded(key: str) -> Dataset:
+    return data.load_for(Recipe.model_validate_json(key))
+
+
+def _dataset(recipe: Recipe) -> Dataset:
+    """A process works through many trials on the same data."""
+    tested = recipe.sweep.model_dump(include={"dataset", "root", "long_side", "scales"})
+    return _loaded(Recipe(data=recipe.data, sweep=SweepConfig(**tested)).model_dump_json())
