@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import timm
 import torch
@@ -16,17 +16,14 @@ from prunnet.config.choices import check_granularity
 from prunnet.config.recipe import ModelConfig
 from prunnet.errors import ConfigError, echo, one_line, unknown
 from prunnet.networks.pretrained import whole_weights
-from prunnet.pruning.channel_graph import trace
+from prunnet.pruning.channel_graph import ChannelGraph, trace
+from prunnet.pruning.channel_scores import Channels
 from prunnet.pruning.macs import layer_macs
 from prunnet.pruning.network import PrunableNet
 from prunnet.pruning.prunable import attach_scores, init_scores
 from prunnet.pruning.width_slices import channels, shrink
 from prunnet.storage.hashing import without_defaults
 from prunnet.storage.paths import local, place
-
-if TYPE_CHECKING:
-    from prunnet.pruning.channel_graph import ChannelGraph
-    from prunnet.pruning.channel_scores import Channels
 
 _REFUSED = "checkpoint_path pretrained pretrained_cfg pretrained_cfg_overlay cache_dir features_only"
 REFUSED_OPTIONS = frozenset(_REFUSED.split())
