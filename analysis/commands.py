@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from prunnet.guard import guarded
+from prunnet.results import guarded
 
 
 def run(function: Callable[..., None]) -> None:

@@ -20,9 +20,17 @@ import typer
 
 from analysis import commands
 from analysis.quantities import Quantity
-from prunnet.results import ResultsError, check_output, p_comp, p_up, read, read_packed, update_gain
+from prunnet.results import (
+    ResultsError,
+    check_output,
+    p_comp,
+    p_up,
+    read,
+    read_packed,
+    update_gain,
+    write_text,
+)
 from prunnet.results.table import check_tests
-from prunnet.storage.atomic import write_text
 
 MARK = "tables"
 Row = dict[str, Any]

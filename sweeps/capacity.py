@@ -106,7 +106,11 @@ def measured(missing: Missing, cluster: ExitStack, say: Callable[[str], object])
 def conclude(recipe: Recipe, run: Run, networks: Family, outcome: Outcome, console: Console) -> None:
     """Records what the sweep consists of and what failed; prints the table, draws the front, writes the report."""
     run.write_recipe(recipe)
-    told = {"name": recipe.name, "unit_keys": list(outcome.units.tests), "failures": outcome.failures}
+    told = {
+        "name": recipe.name,
+        "unit_keys": list(outcome.units.tests),
+        "failures": [tuple(failed) for failed in outcome.failures],
+    }
     run.write_manifest({**told, **training_told(recipe, networks)})
     draw(run, console)
 

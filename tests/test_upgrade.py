@@ -30,7 +30,7 @@ from prunnet.retrieval.compatibility import negative_flips, right_at_one
 from prunnet.retrieval.hits import from_ranks
 from prunnet.subnetworks import calibration_loader, subnetwork
 from prunnet.subnetworks.batchnorm import running_statistics
-from prunnet.subnetworks.embed import embed
+from prunnet.subnetworks.embed import embed, embed_test
 from prunnet.training.objectives.old_network import OldNetwork, converted
 from sweeps.cli import app
 from tests.conftest import image_folder, tiny_net
@@ -286,9 +286,16 @@ def test_evaluate_takes_a_gallery_as_its_network_wrote_it(networks: dict[str, Pa
     sides["stored"] = Side.load(stored)
     recipe = parse_recipe({"data": data_of(sides["new"]).model_dump()})
     found = {name: compare(sides["new"], sides[name], recipe=recipe, calibrate=True) for name in ("old", "stored")}
-    assert sides["old"].cut.calibration is None  # an older file: its running statistics, and a word about it
+    # An older file: its running statistics, and a word about it.
     assert any("holds no calibrated statistics" in note for note in found["old"].notes)
-    assert sides["stored"].cut.calibration == "images"
+    assert not any("holds no calibrated statistics" in note for note in found["stored"].notes)
+    network = sides["stored"].network
+    assert network is not None
+    deployed = network.deployed()
+    assert deployed.calibration == "images"
+    dataset = data.load_for(recipe)
+    queries, gallery = embed_test(deployed, dataset.split("test"))
+    assert found["stored"].tests["gallery"] == dataset.split("test").truth().score(queries, gallery)
     assert all(torch.equal(t, own.tensors[n]) for n, t in sides["stored"].cut.statistics().items())
     assert not found["stored"].notes
     assert sides["new"].cut.calibration not in (None, "images")  # the new network's are its own matter
