@@ -1,24 +1,24 @@
-"""`python -m analysis.devices` and its like: arguments by typer, and one line for what a user can mend."""
+"""`python -m analysis.devices` and its like: arguments by typer, and the jobs' way to end (`prunnet.guard`)."""
 
 from __future__ import annotations
 
-import sys
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import typer
-from rich.console import Console
 
-from prunnet.results import from_outside, told
+from prunnet.results import guarded
 
 
 def run(function: Callable[..., None]) -> None:
     """`function` with the arguments of the command line; exit code 2 and one line where a file is missing, torn or not
-    what it should be, or cannot be written."""
-    try:
-        typer.run(function)
-    except Exception as error:
-        if not from_outside(error):
-            raise
-        console = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
-        console.print(f"error: {told(error)}", style="red")
-        sys.exit(2)
+    what it should be, or cannot be written; 130 after Ctrl-C, 143 after SIGTERM."""
+
+    @functools.wraps(function)
+    def inside(*values: Any, **named: Any) -> None:
+        with guarded():  # inside typer, too, which has exit codes of its own for signals and closed pipes
+            function(*values, **named)
+
+    with guarded():
+        typer.run(inside)

@@ -20,8 +20,17 @@ import typer
 
 from analysis import commands
 from analysis.quantities import Quantity
-from prunnet.results import ResultsError, check_output, p_comp, p_up, update_gain
-from prunnet.results.table import check_tests, read, read_packed
+from prunnet.results import (
+    ResultsError,
+    check_output,
+    p_comp,
+    p_up,
+    read,
+    read_packed,
+    update_gain,
+    write_text,
+)
+from prunnet.results.table import check_tests
 
 MARK = "tables"
 Row = dict[str, Any]
@@ -289,7 +298,7 @@ def write(
     if not found or not closed:
         raise ResultsError(f"{str(path)!r} has no marks {begin} and {end}, between which the tables go")
     text = page(rows) if mark == MARK else short_page(rows)
-    path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+    write_text(path, f"{before}{begin}\n{text}\n{end}{after}")
 
 
 FIRST = ("prunnet", "joint", "independent", "bct", "asymmetric", "regression", "switchable", "sfsc", "sfsc_released")

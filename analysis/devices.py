@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from analysis import commands, plots
-from prunnet.results import ConfigError, ResultsError, check_output
-from prunnet.results.table import check_tests, read, read_packed
+from prunnet.results import ConfigError, ResultsError, check_output, read, read_packed, write_bytes
+from prunnet.results.table import check_tests
 
 Row = Mapping[str, Any]
 COLOURS = {"weight": plots.BLUE, "channel": plots.ORANGE, "nm": plots.GREY, "kernel": "#009E73"}
@@ -86,7 +86,7 @@ def main(
     table = (read if source.is_dir() else read_packed)(source)
     check_tests(table, source)
     rows = table.to_pylist()
-    target.write_bytes(plots.rendered(figure(rows), kind)[kind])
+    write_bytes(target, plots.rendered(figure(rows), kind)[kind])
 
 
 if __name__ == "__main__":

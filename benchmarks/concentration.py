@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from prunnet.experiments.work_units import method_name
+from prunnet.experiments.row_identity import method_name
 from prunnet.networks.files import load_network
 from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.pruning import prunable

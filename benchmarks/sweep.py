@@ -28,9 +28,11 @@ from benchmarks.common import median, show, spread
 from cluster.evaluation import Subject, start_actor
 from cluster.session import session
 from prunnet import data, results
-from prunnet.config.recipe import Recipe, load_recipe
-from prunnet.experiments.stages import Family, make_net
-from prunnet.experiments.work_units import evaluation_plan, network_arrays, plan_units
+from prunnet.config import Recipe, load_recipe
+from prunnet.experiments.stages import make_net
+from prunnet.experiments.trained_networks import Family
+from prunnet.experiments.work_units import evaluation_plan, plan_units
+from prunnet.subnetworks.trained import TrainedHeader, TrainedNetwork
 
 WRITERS, ROWS_A_PART = 8, 10
 ROOT = Path(__file__).parent.parent
@@ -49,16 +51,16 @@ def unit_overhead(recipe: Recipe, folder: Path, units: int) -> list[float]:
     """Milliseconds that the driver waits for a unit beyond the unit's own time."""
     dataset = data.load_for(recipe)
     net = make_net(recipe, dataset)
-    header = {"weights_sha": "w", "net": net.spec, "recipe": recipe.trained_part(), "workers": 1, "epoch": 1}
-    family = Family({1.0: (net, {**header, "images_seen": 1, "train_seconds": 0.0})})
+    header = TrainedHeader("w", recipe=recipe.trained_part(), workers=1, epoch=1, images_seen=1)
+    family = Family({1.0: TrainedNetwork(net, header)})
     planned = plan_units(recipe, family, dataset)
     plan = evaluation_plan(recipe, family, features=folder / "features", results=folder / "results")
-    subject = Subject.put(plan, network_arrays(family), planned.calibration, dataset.test)
+    subject = Subject.put(plan, family.arrays(), planned.calibration, dataset.test)
     actor = start_actor(recipe.cluster)
     example = next(iter(planned.features.values()))
     waits = []
     for number in range(units + 3):
-        unit = replace(example, key=f"{number:032d}", capacity=0.5)
+        unit = replace(example, key=f"{number:032d}", cut=replace(example.cut, capacity=0.5))
         started = time.perf_counter()
         made = ray.get(actor.features.remote(subject, unit))
         if number >= 3:  # the actor is warm

@@ -15,26 +15,28 @@ from contextlib import contextmanager
 import psutil
 from rich.console import Console
 
+from prunnet import guard
 from prunnet.redact import shown
 
 GRACE_SECONDS = 7.0
 """How long a stopped driver may take to close its session before `os._exit` ends it."""
 AGAIN = "run the same command again to go on"
-_NAMES = {signal.SIGINT: "Ctrl-C (SIGINT)", signal.SIGTERM: "SIGTERM"}
 _LOOK_EVERY_SECONDS = 0.1
 _LOST_SECONDS = 50.0
 """How long a head may not answer before the cluster counts as lost. A head that restarts (with Redis) answers sooner;
 after 60 s Ray itself ends its drivers."""
 
 
-class Stopped(KeyboardInterrupt):
-    """A signal asked this process to end."""
+class Stopped(guard.Stopped):
+    """A signal asked this driver to end."""
 
     def __init__(self, signum: int, family: Sequence[psutil.Process]) -> None:
-        super().__init__(f"stopped by {_NAMES[signal.Signals(signum)]}; {AGAIN}")
-        self.code = 128 + signum
+        super().__init__(signum, f"; {AGAIN}")
         self.family = family
         """All descendants of this process when the signal came: once their parents have ended, they cannot be found."""
+
+    def clean_up(self) -> None:
+        end({*self.family, *family()}, patience=1)
 
 
 @contextmanager
@@ -54,7 +56,7 @@ def stoppable() -> Iterator[None]:
         threading.Thread(target=_after_grace, args=(stopped[0],), daemon=True).start()
         raise stopped[0]
 
-    before = {each: signal.getsignal(each) for each in _NAMES}
+    before = {each: signal.getsignal(each) for each in guard.NAMES}
     for each, handler in before.items():
         if handler is not signal.SIG_IGN:  # as nohup and a shell's `&` ask for
             signal.signal(each, stop)

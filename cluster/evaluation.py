@@ -4,18 +4,19 @@ the object store. A sweep starts its own; the trials of a search share theirs.""
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray
 
 from cluster.pool import Outcome, Pool
 from prunnet.config.recipe import ClusterConfig
 from prunnet.data.base import RetrievalTest
 from prunnet.evaluation.evaluator import Arrays, Evaluator, FeaturesUnit, Plan, TestUnit
+from prunnet.experiments.run import Failure
 from prunnet.storage import hashing
+from prunnet.subnetworks.trained import CalibrationImages, MemberId
 
 _KEPT = 2
 """Evaluators that an actor keeps: one holds a network and the features it tested last."""
@@ -30,7 +31,13 @@ class Subject:
     stored: tuple[ray.ObjectRef, ...]
 
     @classmethod
-    def put(cls, plan: Plan, weights: dict[float, Arrays], calibration: np.ndarray, test: RetrievalTest) -> Subject:
+    def put(
+        cls,
+        plan: Plan,
+        weights: Mapping[MemberId, Arrays],
+        calibration: CalibrationImages | None,
+        test: RetrievalTest,
+    ) -> Subject:
         """Puts all of it into the object store, once for all actors."""
         key = hashing.of_json([plan.sweep_id, plan.features, plan.results])
         return cls(key, plan, (ray.put(weights), ray.put(calibration), ray.put(test)))
@@ -79,7 +86,7 @@ def evaluate(
     cluster: ClusterConfig,
     report: Callable[[str, int, str | None], None],
     hosts: Sequence[Any] | None = None,
-) -> list[tuple[float, str]]:
+) -> list[Failure]:
     """Runs both kinds of unit on `cluster.actors` actors.
 
     Args:
@@ -88,7 +95,7 @@ def evaluate(
         hosts: shared actors; None: own ones, which end with the work.
 
     Returns:
-        (capacity, error) of each unit that failed `cluster.attempts` times; the others are finished.
+        Each unit that failed `cluster.attempts` times; the others are finished.
     """
     if hosts is None:
         pool: Pool[Any] = Pool(lambda: start_actor(cluster), cluster.actors, cluster.attempts)
@@ -100,7 +107,7 @@ def evaluate(
         second = _stage("tests", pool, tests(lost), lambda a, u: a.tests.remote(subject, u), report)
     finally:
         pool.close()
-    return [(unit.capacity, error) for unit, error in (*first.failed, *second.failed)]
+    return [Failure(unit.capacity, error) for unit, error in (*first.failed, *second.failed)]
 
 
 def _stage(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -99,7 +99,7 @@ def look(
     pool: Pool[Any], subject: Subject, gallery: FeaturesUnit, metric: str, keeps: Sequence[Keep]
 ) -> list[float | None]:
     """The metric of each vector in the dense gallery; None where it failed for good."""
-    units = [_unit(place, keep) for place, keep in enumerate(keeps)]
+    units = [_unit(gallery, place, keep) for place, keep in enumerate(keeps)]
     outcome = pool.run(units, lambda actor, unit: actor.worth.remote(subject, unit, gallery, metric))
     found: dict[str, float] = {unit.key: value for unit, value in outcome.done}
     return [found.get(unit.key) for unit in units]
@@ -147,7 +147,7 @@ def improve(
 
     outcome = pool.run(
         proposals(),
-        lambda actor, p: actor.worth.remote(subject, _unit(p.trial.number, p.keep), gallery, metric),
+        lambda actor, p: actor.worth.remote(subject, _unit(gallery, p.trial.number, p.keep), gallery, metric),
         on_done=done,
     )
     for proposal, reason in outcome.failed:
@@ -156,6 +156,6 @@ def improve(
     return vector(study.best_params), study.best_value
 
 
-def _unit(place: int, keep: Keep) -> FeaturesUnit:
-    """Tested once and not stored, so its key need not identify it."""
-    return FeaturesUnit(f"look {place}", 1.0, keep=tuple(keep.items()))
+def _unit(gallery: FeaturesUnit, place: int, keep: Keep) -> FeaturesUnit:
+    """A subnetwork of the gallery's network. It is looked at once and forgotten, so its key need not say what it is."""
+    return replace(gallery, key=f"look {place}", cut=replace(gallery.cut, layer_densities=tuple(keep.items())))

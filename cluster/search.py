@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,17 +25,17 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 from ray.tune.search import Searcher
 from rich.console import Console
 
-from cluster.evaluation import Subject, evaluate
+from cluster.experiment import evaluate_on
 from cluster.placement import driver_resources
 from cluster.training import FINAL, Watch, train
 from prunnet import data, results
 from prunnet.config.methods import METHODS
 from prunnet.config.recipe import Recipe
+from prunnet.data.base import Dataset
 from prunnet.errors import PrunnetError, one_line
-from prunnet.experiments.stages import Family, finished, stages
+from prunnet.experiments.run import by_hash, evaluate_missing, trained_networks
 from prunnet.experiments.trial import Trial
 from prunnet.experiments.validation_probe import ProbeConfig
-from prunnet.experiments.work_units import evaluation_plan, network_arrays, plan_units
 from prunnet.redact import restored, shown
 from prunnet.results.table import ranked_by, trial_folder
 from prunnet.storage.atomic import write_text
@@ -90,36 +91,27 @@ def run(job: Job, trial: Trial, hosts: Sequence[Any], callbacks: Sequence[Any] =
 
     Raises PrunnetError for errors that a second try would repeat.
     """
-    recipe, folder = trial.recipe, place(job.folder)
-    console = Console(quiet=True)
-    files: dict[float, Path] = {}
-    dataset = data.load_for(recipe)
-    for stage in stages(recipe):
-        ready = stage.ready(files.get(1.0, folder))
-        path = files[stage.capacity] = folder / "models" / f"{ready.training_hash()[:24]}.safetensors"
-        if not finished(path, ready, dataset):
-            watched = job.probe is not None and not METHODS[recipe.train.method].single
-            watch = Watch(job.probe, trial.id, str(job.results_of(trial))) if watched and job.probe else None
-            train(ready, job.work_of(trial), path, console, dataset, watch=watch, callbacks=callbacks)
-    family = Family.load(files)
-    units = plan_units(recipe, family, dataset, trial.id)
-    known = results.finished_keys(job.results_of(trial))
-    missing = units.missing_tests(known)
-    if missing:
-        kept = job.work_of(trial) / "features"
-        plan = evaluation_plan(recipe, family, features=kept, results=job.results_of(trial), git_commit=job.git_commit)
-        split = dataset.split(recipe.sweep.split)
-        failures = evaluate(
-            Subject.put(plan, network_arrays(family), units.calibration, split),
-            units.needed_features(missing),
-            lambda lost: units.missing_tests(known, lost),
-            recipe.cluster,
-            lambda stage, done, message: None,
-            hosts,
-        )
-        if failures:
-            raise PrunnetError("; ".join(f"capacity {capacity:g}: {error}" for capacity, error in failures))
-    table = results.select(results.read(job.results_of(trial)), units.tests)
+    recipe, dataset, console = trial.recipe, data.load_for(trial.recipe), Console(quiet=True)
+    probe = None if METHODS[recipe.train.method].single else job.probe
+    watch = None if probe is None else Watch(probe, trial.id, str(job.results_of(trial)))
+
+    def train_stage(ready: Recipe, images: Dataset, path: Path) -> None:
+        train(ready, job.work_of(trial), path, console, images, watch=watch, callbacks=callbacks)
+
+    networks = trained_networks(recipe, dataset, train_stage, by_hash(place(job.folder) / "models"))
+    outcome = evaluate_missing(
+        recipe,
+        dataset,
+        networks,
+        partial(evaluate_on, hosts),
+        features=job.work_of(trial) / "features",
+        results=job.results_of(trial),
+        trial=trial.id,
+        git_commit=job.git_commit,
+    )
+    if outcome.failures:
+        raise PrunnetError("; ".join(f"capacity {failed.capacity:g}: {failed.error}" for failed in outcome.failures))
+    table = results.select(results.read(job.results_of(trial)), outcome.units.tests)
     job.clear(trial.id)
     return table.to_pylist()
 

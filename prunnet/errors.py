@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Iterable
 
@@ -12,6 +13,8 @@ ECHO = 200
 """Characters of a given value that a message repeats, at most."""
 MESSAGE = 2000
 """Characters of a message, at most."""
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, line separators, changes of the writing direction, and bytes of names that are not UTF-8."""
 _FOREIGN = {
     "optuna.exceptions": "OptunaError",
     "pyarrow": "ArrowException",
@@ -82,9 +85,10 @@ def unknown(what: str, given: str, valid: Iterable[str]) -> str:
     return f"unknown {what} {echo(given)};{hint} valid: {valid}"
 
 
-def printable(name: str) -> str:
-    """A name of a file as it can be printed anywhere: bytes that are no UTF-8, line ends and the like as escapes."""
-    return name if name.isprintable() else repr(name)[1:-1]
+def printable(text: str) -> str:
+    """A name or a message on one line: what a terminal would act on, instead of showing it, and bytes that are no UTF-8
+    become escapes such as `\\x1b`; credentials of URLs are masked."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), shown(text))
 
 
 def one_line(error: BaseException) -> str:

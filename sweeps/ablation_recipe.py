@@ -11,11 +11,10 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prunnet.config.methods import METHODS
-from prunnet.config.recipe import Recipe, Seed, apply_override, changed, explain, parse_recipe
+from prunnet.config.recipe import Recipe, Seed, absolute_paths, apply_override, changed, explain, parse_recipe
 from prunnet.errors import ConfigError, echo, unknown
 from prunnet.experiments.trial import Trial
 from prunnet.storage.yaml_reader import read_yaml
-from sweeps.run import absolute_paths
 
 Changes = dict[str, Any]
 OLD = "the old network of the trial"

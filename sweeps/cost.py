@@ -12,13 +12,11 @@ from typing import Annotated
 
 import typer
 
-from prunnet.config.choices import check_capacity
-from prunnet.data.transforms import Preprocessing
 from prunnet.errors import ConfigError, echo
-from prunnet.experiments.stages import Family
+from prunnet.experiments.trained_networks import Family, kept_recipe
 from prunnet.export.latency import RUNTIMES, SECONDS, measure
-from prunnet.networks.files import allocation_of
-from prunnet.subnetworks.subnet import subnetwork
+from prunnet.subnetworks.subnet import Subnetwork
+from prunnet.subnetworks.trained import Cut
 from sweeps.printing import Console, print_json
 from sweeps.run import check_number
 from sweeps.terminal_table import print_table
@@ -40,18 +38,14 @@ def main(
     check_number("--seconds", seconds, 0.01, 3600)
     if runtime not in RUNTIMES:
         raise ConfigError(f"--runtime {echo(runtime)}; valid: {', '.join(RUNTIMES)}")
-    family = Family.of_run(run)
+    family, sweep = Family.of_run(run), kept_recipe(run).sweep
+    preprocessing = family.largest.preprocessing
     console = Console()
     head = ("capacity", "MMACs", "compact", "bytes", "ms, batch 1", "ms, batch 32", "peak MB")
     lines, cuts = [], []
     for wanted in capacity or USUAL:
-        net, header = family.members[family.serving(check_capacity(wanted))]
-        if header.get("preprocessing") is None:
-            raise ConfigError(f"{str(run)!r} does not say what its images are like")
-        preprocessing = Preprocessing.from_json(header["preprocessing"])
-        cut = subnetwork(net, wanted, allocation=allocation_of(header), weights_sha=header["weights_sha"])
-        cuts.append(_on(cut, device))
-    with Console(stderr=True).status(f"measuring {len(cuts)} subnetworks in turn"):
+        cuts.append(_on(family.network_for(wanted).masked(Cut.of_sweep(sweep, wanted)), device))
+    with Console(stderr=True).status(f"measuring {len(cuts)} cuts by turns"):
         measured = measure(cuts, preprocessing, runtime=runtime, threads=threads, seconds=seconds)
     for wanted, cut, found in zip(capacity or USUAL, cuts, measured, strict=True):
         ideal = cut.cost(preprocessing.image_size)
@@ -74,7 +68,7 @@ def main(
         console.print(f"{found.runtime}, {found.device}, {threads} threads, {preprocessing.image_size} px")
 
 
-def _on(cut, device: str):  # type: ignore[no-untyped-def]
+def _on(cut: Subnetwork, device: str) -> Subnetwork:
     try:
         return cut.to(device)
     except (RuntimeError, AssertionError) as error:

@@ -15,11 +15,10 @@ from typing import Annotated
 
 import typer
 
-from prunnet.config.recipe import Recipe, load_recipe
+from prunnet.config.recipe import Recipe, absolute_paths, load_recipe
 from prunnet.errors import ConfigError
 from prunnet.evaluation.compare import Comparison, Side, compare, data_of
 from sweeps.printing import Console, print_json
-from sweeps.run import absolute_paths
 from sweeps.terminal_table import print_table
 
 

@@ -1,6 +1,7 @@
 """Write subnetworks of a trained network for devices, embed images with them, query embeddings.
 
 prunnet export runs/demo --capacity 0.4 --to edge.safetensors      (or edge.onnx, edge.pt2; --precision fp16, int8)
+prunnet export runs/demo --row 0f3a --to edge.onnx                (what a row of the results table tested)
 prunnet export runs/demo --progressive 0.2,0.4,0.6,0.8,1.0 --to all.prunnet
 prunnet embed edge.onnx images/ --out emb/                        (edge.pt2: only with --trust-code)
 prunnet query emb_q emb_g --top 10 --csv answers.csv --sheet answers.png
@@ -8,34 +9,33 @@ prunnet query emb_q emb_g --top 10 --csv answers.csv --sheet answers.png
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from prunnet import data
-from prunnet.config.choices import check_capacity
-from prunnet.config.recipe import Recipe, apply_override, parse_recipe
-from prunnet.data.base import Dataset
+from prunnet.data.base import RetrievalTest
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError, echo
-from prunnet.experiments.stages import Family
+from prunnet.experiments.trained_networks import Family, Source
 from prunnet.export.embedding_sets import FILE, EmbeddingSet, contact_sheet, embed_folder, write_csv
 from prunnet.export.embedding_sets import query as answers_to
 from prunnet.export.formats import PRECISIONS, Exported, check_format, identity, open_export
 from prunnet.export.formats import export as write
 from prunnet.export.progressive import MAGIC, Nested, ends
 from prunnet.export.progressive import read_header as read_progressive
-from prunnet.networks.files import allocation_of
+from prunnet.networks.files import NETWORK
+from prunnet.results.table import read, row_of
 from prunnet.storage.atomic import check_output, put_in_place
 from prunnet.storage.paths import local
-from prunnet.subnetworks.batchnorm import calibration_loader
+from prunnet.storage.tensor_files import kind_of
 from prunnet.subnetworks.embed import Embedder, embed_test
-from prunnet.subnetworks.subnet import Subnetwork, subnetwork
+from prunnet.subnetworks.subnet import FORMAT as SAVED
+from prunnet.subnetworks.subnet import Subnetwork
+from prunnet.subnetworks.trained import Cut
 from sweeps.printing import Console
-from sweeps.run import absolute_paths
 from sweeps.terminal_table import print_table
 
 WIDEST = 200
@@ -43,43 +43,75 @@ WIDEST = 200
 
 
 @dataclass(frozen=True)
-class Source:
-    """The networks of a run, and the images that they were made for."""
+class Chosen:
+    """The subnetwork that a command names, and what it is measured by."""
 
-    family: Family
-    recipe: Recipe
-    dataset: Dataset
+    subnetwork: Subnetwork
+    preprocessing: Preprocessing
+    matches: Sequence[str] = ()
+    """Networks that it was trained to match."""
+    reference: Callable[[], tuple[RetrievalTest, Subnetwork]] | None = None
+    """The test of its sweep, and the subnetwork whose gallery is searched; None: a saved subnetwork, without its
+    run."""
 
-    @classmethod
-    def of(cls, run: Path, overrides: Sequence[str]) -> Source:
-        """A run's folder or one network's file. `overrides` may correct where the data are: data.root=DIR."""
-        family = Family.of_run(run)
-        trained = family.members[family.top][1].get("recipe", {}).get("data")
-        if not trained:
-            raise CheckpointError(f"{str(run)!r} does not say on which data it was trained; valid: a run of prunnet's")
-        tree: dict[str, Any] = {"data": {**trained, "train_fraction": 1.0}}
-        for override in overrides:
-            apply_override(tree, override)
-        recipe = absolute_paths(parse_recipe(tree))
-        return cls(family, recipe, data.load_for(recipe))
+    def identity(self, precision: str = "fp32") -> dict[str, Any]:
+        """Of its embeddings."""
+        return identity(self.subnetwork, self.preprocessing, self.matches, precision)
 
-    def cut(self, capacity: float) -> Subnetwork:
-        """A capacity, its BatchNorm re-estimated on training images."""
-        net, header = self.family.members[self.family.serving(check_capacity(capacity))]
-        cut = subnetwork(net, capacity, allocation=allocation_of(header), weights_sha=header["weights_sha"])
-        images = self.recipe.sweep.calibration_images
-        return cut.calibrate(calibration_loader(self.dataset.train, count=images, seed=self.recipe.sweep.seed))
 
-    def identity(self, cut: Subnetwork, precision: str = "fp32") -> dict[str, Any]:
-        """The identity of a subnetwork's embeddings."""
-        _, header = self.family.members[self.family.serving(cut.capacity)]
-        return identity(cut, self.dataset.preprocessing, header, precision)
+def chosen(model: Path, capacity: float | None, row: str | None, overrides: Sequence[str]) -> Chosen:
+    """A capacity, or what a row tested, of a run's folder or a network's file; or a saved subnetwork."""
+    if _kind(model) == SAVED:
+        if capacity is not None or row is not None:
+            raise ConfigError(f"{str(model)!r} is one subnetwork: it takes neither --capacity nor --row")
+        saved, made = Subnetwork.load_with_preprocessing(model)
+        if made is None:
+            raise CheckpointError(f"{str(model)!r} does not say what preprocessing its images had")
+        return Chosen(saved, Preprocessing.from_json(made))
+    if (capacity is None) == (row is None):
+        raise ConfigError("one of --capacity and --row is needed, such as --capacity 0.4")
+    if row is not None:
+        if not model.is_dir():
+            raise ConfigError(f"--row {echo(row)}: {str(model)!r} is not a run's folder, which holds rows")
+        tested = row_of(read(model / "results"), row)
+        return _of_row(Source.of_row(model, tested, overrides), tested)
+    assert capacity is not None
+    source = Source.of(model, overrides)
+    matches = source.family.network_for(capacity).header.matches
+    made_for = source.trained_on.preprocessing
+    return Chosen(source.at(capacity), made_for, matches, lambda: (_test(source), source.at(source.family.top)))
+
+
+def _of_row(source: Source, row: Mapping[str, Any]) -> Chosen:
+    network = source.network(row["query_weights_sha"])
+
+    def reference() -> tuple[RetrievalTest, Subnetwork]:
+        gallery = source.network(row["gallery_weights_sha"])
+        return _test(source), source.subnetwork(gallery, Cut.of_row(row, "gallery"))
+
+    cut = source.subnetwork(network, Cut.of_row(row))
+    return Chosen(cut, source.trained_on.preprocessing, network.header.matches, reference)
+
+
+def _test(source: Source) -> RetrievalTest:
+    return source.dataset.split(source.recipe.sweep.split)
+
+
+def _kind(file: Path) -> str | None:
+    """What a .safetensors file says that it is; None for others, and for a damaged one: whoever opens it says why."""
+    try:
+        return kind_of(file) if file.suffix == ".safetensors" and file.is_file() else None
+    except CheckpointError:
+        return None
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A run's folder, or a network's file.")],
+    run: Annotated[Path, typer.Argument(help="A run's folder, a network's file, or a saved subnetwork's.")],
     to: Annotated[Path, typer.Option(help="NAME.safetensors, NAME.onnx, NAME.pt2; --progressive: any name.")],
-    capacity: Annotated[float | None, typer.Option(help="Capacity of the subnetwork, 0 to 1.")] = None,
+    capacity: Annotated[float | None, typer.Option(help="Of the subnetwork, 0 to 1, cut as the sweep does.")] = None,
+    row: Annotated[
+        str | None, typer.Option(help="What a row of the table tested: its unit_key, or how it begins.")
+    ] = None,
     progressive: Annotated[str | None, typer.Option(help="Capacities in one file, such as 0.2,0.4,1.0.")] = None,
     precision: Annotated[str, typer.Option(help=f"{', '.join(PRECISIONS)}.")] = "fp32",
     measure: Annotated[
@@ -87,23 +119,39 @@ def export(
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. data.root=DIR.")] = None,
 ) -> None:
-    if (capacity is None) == (progressive is None):
-        raise ConfigError("one of --capacity and --progressive is needed, such as --capacity 0.4")
+    export_to(run, to, capacity, row, progressive, precision, measure, set_ or [], Console())
+
+
+def export_to(
+    run: Path,
+    to: Path,
+    capacity: float | None,
+    row: str | None,
+    progressive: str | None,
+    precision: str,
+    measure: bool | None,
+    overrides: Sequence[str],
+    console: Console,
+) -> None:
+    """As the command, which says what each argument is."""
+    asked = [value for value in (capacity, row, progressive) if value is not None]
+    if len(asked) > 1 or (not asked and _kind(run) != SAVED):
+        raise ConfigError("one of --capacity, --row and --progressive is needed, such as --capacity 0.4")
     if precision not in PRECISIONS:
         raise ConfigError(f"--precision {precision!r}; valid: {', '.join(PRECISIONS)}")
     check_output(to, "--to")
     if progressive is None:
         check_format(to, precision)
-    console, source = Console(), Source.of(run, set_ or [])
     if progressive is not None:
-        _export_progressive(source, to, progressive, precision, console)
+        _export_progressive(Source.of(run, overrides), to, progressive, precision, console)
         return
-    assert capacity is not None
-    cut = source.cut(capacity)
-    write(cut, to, source.identity(cut, precision))
-    console.print(f"{to}: capacity {capacity:g}, {precision}, {to.stat().st_size:,} bytes")
-    if measure or (measure is None and precision != "fp32"):
-        _measure(source, cut, open_export(to, trust_code=True), console)  # trusted: written by this process just now
+    found = chosen(run, capacity, row, overrides)
+    if measure and found.reference is None:
+        raise ConfigError(f"--measure: {str(run)!r} is one subnetwork, without the gallery that it is tested against")
+    write(found.subnetwork, to, found.identity(precision))
+    console.print(f"{to}: capacity {found.subnetwork.capacity:g}, {precision}, {to.stat().st_size:,} bytes")
+    if found.reference is not None and (measure or (measure is None and precision != "fp32")):
+        _measure(found.subnetwork, *found.reference(), open_export(to, trust_code=True), console)  # our own file
 
 
 def _export_progressive(source: Source, to: Path, said: str, precision: str, console: Console) -> None:
@@ -115,8 +163,10 @@ def _export_progressive(source: Source, to: Path, said: str, precision: str, con
         raise ConfigError(f"--progressive {said!r}; valid: capacities with commas, such as 0.2,0.4,1.0") from None
     if len(source.family.members) > 1:
         raise ConfigError("--progressive: these are several networks, whose weights do not nest")
-    cuts = [source.cut(capacity) for capacity in capacities]
-    Nested(cuts).save(to, source.identity(max(cuts, key=lambda cut: cut.capacity)))
+    cuts = [source.at(capacity) for capacity in capacities]
+    largest = max(cuts, key=lambda cut: cut.capacity)
+    matches = source.family.largest.header.matches
+    Nested(cuts).save(to, identity(largest, source.trained_on.preprocessing, matches))
     lines = []
     before = 0
     for capacity, end in ends(to).items():
@@ -125,11 +175,10 @@ def _export_progressive(source: Source, to: Path, said: str, precision: str, con
     print_table(console, ("capacity", "its prefix, bytes", "further bytes"), lines, drop=("further bytes",))
 
 
-def _measure(source: Source, cut: Subnetwork, exported: Exported, console: Console) -> None:
-    """Prints the metrics of the file's queries in the dense network's gallery, beside those of the masked network."""
-    test = source.dataset.split("test")
+def _measure(cut: Subnetwork, test: RetrievalTest, reference: Subnetwork, exported: Exported, console: Console) -> None:
+    """The file's embeddings against the gallery that the run's network has embedded; so many points does it cost."""
     truth = test.truth()
-    _, gallery = embed_test(source.cut(source.family.top), test)
+    _, gallery = embed_test(reference, test)
     found, lines = {}, []
     for name, embedder in (("masked network, fp32", cut), ("the file", exported)):
         found[name] = truth.score(embed_test(embedder, test)[0], gallery)
@@ -139,12 +188,16 @@ def _measure(source: Source, cut: Subnetwork, exported: Exported, console: Conso
 
 
 def embed(
-    model: Annotated[Path, typer.Argument(help="An export, a progressive file, a saved subnetwork or a network.")],
+    model: Annotated[
+        Path,
+        typer.Argument(help="An export, a progressive file, a saved subnetwork, a network's file or a run's folder."),
+    ],
     images: Annotated[Path, typer.Argument(help="A folder of images at any depth, or a .zip.")],
     out: Annotated[Path, typer.Option(help="Folder for the embeddings.")],
     capacity: Annotated[
-        float | None, typer.Option(help="Capacity of a progressive file; default: its largest.")
+        float | None, typer.Option(help="Of a progressive file, a network or a run; the largest.")
     ] = None,
+    row: Annotated[str | None, typer.Option(help="Of a run: what a row of its table tested, by its unit_key.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, max=10**6, help="Images at a time.")] = 64,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave unreadable images out, and name them.")
@@ -152,10 +205,11 @@ def embed(
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Open a .pt2, which can run any code that its maker put into it.")
     ] = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Of a run: KEY=VALUE, e.g. data.root=DIR.")] = None,
 ) -> None:
     console = Console()
     check_output(out / FILE, "--out")
-    embedder, said = _opened(model, capacity, trust_code)
+    embedder, said = _opened(model, capacity, row, trust_code, set_ or [])
     preprocessing = Preprocessing.from_json(said["preprocessing"])
     made, left_out = embed_folder(
         embedder,
@@ -172,8 +226,17 @@ def embed(
     console.print(f"{path}: {len(made.names)} embeddings of length {made.embeddings.shape[1]}")
 
 
-def _opened(model: Path, capacity: float | None, trust_code: bool) -> tuple[Embedder, dict[str, Any]]:
-    """The opened file, which can embed, and its identity."""
+def _opened(
+    model: Path, capacity: float | None, row: str | None, trust_code: bool, overrides: Sequence[str]
+) -> tuple[Embedder, dict[str, Any]]:
+    """Whatever can embed, and its identity."""
+    if model.is_dir() or _kind(model) in (SAVED, NETWORK):
+        if capacity is None and row is None and _kind(model) != SAVED:
+            capacity = Family.of_run(model).top
+        found = chosen(model, capacity, row, overrides)
+        return found.subnetwork, found.identity()
+    if row is not None:
+        raise ConfigError(f"--row is for a run's folder; {str(model)!r} is not one")
     start = local(model).open("rb").read(len(MAGIC)) if model.is_file() else b""
     if start == MAGIC:
         content = local(model).read_bytes()
@@ -183,7 +246,7 @@ def _opened(model: Path, capacity: float | None, trust_code: bool) -> tuple[Embe
         own = {"capacity": cut.capacity, "mask_sha": cut.mask_sha, "calibration": cut.calibration}
         return cut, {**header["identity"], **own}
     if capacity is not None:
-        raise ConfigError(f"--capacity is for progressive files; {str(model)!r} is not one")
+        raise ConfigError(f"--capacity is for progressive files, networks and runs; {str(model)!r} is an export")
     exported = open_export(model, trust_code=trust_code)
     return exported, exported.identity
 

@@ -28,25 +28,25 @@ import numpy as np
 import optuna
 import typer
 
-from cluster.evaluation import Subject, evaluate, start_actor
+from cluster.evaluation import Subject, start_actor
+from cluster.experiment import Driver
 from cluster.layerwise import REACH, SAMPLERS, improve, look, sampler
 from cluster.pool import Pool
 from cluster.progress import bar
 from cluster.session import session
 from prunnet import results
-from prunnet.config.choices import check_capacity
-from prunnet.config.recipe import Recipe, load_recipe
+from prunnet.config.recipe import Recipe, absolute_paths, check_capacity, load_recipe
 from prunnet.data.base import Dataset
 from prunnet.errors import ConfigError, echo
-from prunnet.experiments.stages import Family
-from prunnet.experiments.work_units import Units, evaluation_plan, network_arrays, plan_units
+from prunnet.experiments.run import Failure, evaluate_missing, trained_networks
+from prunnet.experiments.trained_networks import Family
+from prunnet.experiments.work_units import Units, evaluation_plan, plan_units
 from prunnet.storage.atomic import write_text
-from prunnet.subnetworks.batchnorm import calibration_loader
 from prunnet.subnetworks.layer_budgets import Budget, Keep
-from prunnet.subnetworks.subnet import subnetwork
-from sweeps.capacity import open_data, trained_networks
+from prunnet.subnetworks.trained import Cut
+from sweeps.capacity import open_data
 from sweeps.printing import Console
-from sweeps.run import Run, absolute_paths, git_commit, one_line_errors, open_run
+from sweeps.run import Run, git_commit, one_line_errors, open_run
 from sweeps.study import journal, quiet_optuna
 from sweeps.terminal_table import print_table
 
@@ -77,12 +77,13 @@ def search_layers(recipe: Recipe, asked: Asked, console: Console | None = None) 
         )
         dataset = open_data(validation, console)
         dataset.split("validation")
-        family = trained_networks(recipe, run, dataset, console, cluster)
+        driver = Driver(run.training, console, cluster)
+        family = trained_networks(recipe, dataset, driver.train, run.place, say=console.print)
         chosen = chosen_vectors(validation, asked, run, dataset, family, console)
         tested = recipe.model_copy(
             update={"sweep": recipe.sweep.model_copy(update={"gallery": "dense", "capacities": (1.0, *asked.budgets)})}
         )
-        failures = test_chosen(tested, run, family, chosen, console)
+        failures = test_chosen(tested, run, family, chosen, driver, console)
     return 1 if failures else 0
 
 
@@ -90,14 +91,14 @@ def chosen_vectors(
     recipe: Recipe, asked: Asked, run: Run, dataset: Dataset, family: Family, console: Console
 ) -> dict[float, Keep]:
     """Budget -> the best vector on validation classes."""
-    net, _ = family.members[family.top]
+    net = family.largest.net
     units = plan_units(recipe, family, dataset)
     dense = next(unit for unit in units.features.values() if unit.capacity == family.top)
     metric = results.ranked_by(dataset.split("validation").protocol_name)
     plan = evaluation_plan(recipe, family, features=run.features, results=run.results)
     chosen: dict[float, Keep] = {}
     with session(recipe.cluster), bar(console) as progress:
-        subject = Subject.put(plan, network_arrays(family), units.calibration, dataset.split("validation"))
+        subject = Subject.put(plan, family.arrays(), units.calibration, dataset.split("validation"))
         pool: Pool[Any] = Pool(lambda: start_actor(recipe.cluster), recipe.cluster.actors, recipe.cluster.attempts)
         try:
             for capacity in asked.budgets:
@@ -133,10 +134,10 @@ def open_study(run: Run, asked: Asked, capacity: float, family: Family, groups: 
     quiet_optuna()
     folder = run.folder / TRIAL
     folder.mkdir(exist_ok=True)
-    _, header = family.members[family.top]
+    weights_sha = family.largest.header.weights_sha
     return optuna.create_study(
         storage=journal(folder / f"{capacity:g}.journal"),
-        study_name=f"{header['weights_sha'][:16]}-{asked.grouping}-{asked.sampler}-{asked.seed}-{REACH:g}",
+        study_name=f"{weights_sha[:16]}-{asked.grouping}-{asked.sampler}-{asked.seed}-{REACH:g}",
         sampler=sampler(asked.sampler, asked.seed, groups),
         direction="maximize",
         load_if_exists=True,
@@ -144,29 +145,25 @@ def open_study(run: Run, asked: Asked, capacity: float, family: Family, groups: 
 
 
 def test_chosen(
-    recipe: Recipe, run: Run, family: Family, chosen: dict[float, Keep], console: Console
-) -> list[tuple[float, str]]:
-    """Tests chosen and uniform subnetworks on the recipe's split; returns (capacity, error) of each that failed."""
+    recipe: Recipe, run: Run, family: Family, chosen: dict[float, Keep], driver: Driver, console: Console
+) -> list[Failure]:
+    """Tests chosen and uniform cuts on the recipe's split; returns what failed."""
     dataset = open_data(recipe, Console(quiet=True))
-    units = plan_units(recipe, family, dataset, TRIAL, list(chosen.values()))
-    finished = results.finished_keys(run.results)
-    missing = units.missing_tests(finished)
-    failures: list[tuple[float, str]] = []
-    if missing:
-        plan = evaluation_plan(recipe, family, features=run.features, results=run.results, git_commit=git_commit())
-        with session(recipe.cluster):
-            subject = Subject.put(plan, network_arrays(family), units.calibration, dataset.split(recipe.sweep.split))
-            failures = evaluate(
-                subject,
-                units.needed_features(missing),
-                lambda lost: units.missing_tests(finished, lost),
-                recipe.cluster,
-                lambda stage, done, message: console.print(message) if message else None,
-            )
-    conclude(recipe, run, family, units, chosen, dataset, console)
-    for capacity, error in failures:
-        console.print(f"capacity {capacity:g} failed: {error}", style="red")
-    return failures
+    outcome = evaluate_missing(
+        recipe,
+        dataset,
+        family,
+        driver.evaluate,
+        features=run.features,
+        results=run.results,
+        trial=TRIAL,
+        layerwise=list(chosen.values()),
+        git_commit=git_commit(),
+    )
+    conclude(recipe, run, family, outcome.units, chosen, dataset, console)
+    for failed in outcome.failures:
+        console.print(f"capacity {failed.capacity:g} failed: {failed.error}", style="red")
+    return outcome.failures
 
 
 def conclude(
@@ -180,13 +177,9 @@ def conclude(
 ) -> None:
     """Saves the chosen subnetworks, and shows them beside the uniform ones."""
     rows = results.select(results.read(run.results), units.tests).to_pylist()
-    net, header = family.members[family.top]
-    sweep, record = recipe.sweep, []
+    record = []
     for capacity, keep in chosen.items():
-        cut = subnetwork(net, capacity, keep=keep, weights_sha=header["weights_sha"])
-        if sweep.calibrate:
-            count, size = sweep.calibration_images, sweep.batch_size
-            cut.calibrate(calibration_loader(dataset.train, count=count, seed=sweep.seed, batch_size=size))
+        cut = family.largest.subnetwork(Cut.of_sweep(recipe.sweep, capacity, keep), units.calibration)
         cut.save(run.folder / TRIAL / f"{capacity:g}.safetensors", dataset.preprocessing)
         uniform, layerwise = pair(rows, capacity, keep)
         keys = {name: row and row["unit_key"] for name, row in (("uniform", uniform), ("layerwise", layerwise))}

@@ -8,9 +8,6 @@ or end the line is written as an escape.
 from __future__ import annotations
 
 import json
-import os
-import re
-import sys
 from typing import Any
 
 import rich.console
@@ -18,16 +15,8 @@ import rich.table
 from rich.segment import Segment, Segments
 from rich.text import Text
 
-from prunnet.redact import shown
-
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters, line separators, changes of the writing direction, and bytes of names that are not UTF-8."""
-
-
-def printable(text: str) -> str:
-    """The text on one line: what a terminal would act on, instead of showing it, becomes an escape such as `\\x1b`, and
-    credentials of URLs are masked."""
-    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), shown(text))
+from prunnet.errors import printable
+from prunnet.guard import any_encoding, silence
 
 
 class Table(rich.table.Table):
@@ -72,18 +61,3 @@ class Console(rich.console.Console):
 def print_json(value: Any, indent: int | None = 1) -> None:
     """Prints JSON for other programs: nothing else goes to standard output."""
     Console().print(Text(json.dumps(value, indent=indent)))
-
-
-def any_encoding() -> None:
-    """Lets standard output and error write every string: a character that their encoding lacks becomes an escape."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def silence(stream: Any) -> None:
-    """Redirects a stream to the null device, so that a closed pipe or a full disk raises no second error when the
-    interpreter ends."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,15 +14,17 @@ from typing import Annotated, Any
 import yaml
 from pydantic import AfterValidator, BaseModel
 
-from cluster.ending import Stopped, end, family, stoppable
+from cluster.ending import stoppable
 from cluster.session import in_submitted_job
-from prunnet.config.recipe import Recipe
-from prunnet.errors import ConfigError, DataWarning, from_outside, told
+from prunnet.config.recipe import Recipe, absolute
+from prunnet.errors import ConfigError, DataWarning
+from prunnet.experiments.stages import Stage
+from prunnet.guard import guarded
 from prunnet.redact import shown
 from prunnet.storage.hashing import of_json
 from prunnet.storage.paths import is_url, lock_file, place, private_folder
 from prunnet.storage.seal import read_json, write_json, write_yaml
-from sweeps.printing import Console, any_encoding, silence
+from sweeps.printing import Console
 from sweeps.run_folder import LOCK, check_folder, clear, mark_folder, note_of
 
 
@@ -37,6 +37,10 @@ class Run:
     @property
     def model(self) -> Path:
         return self.folder / "model.safetensors"
+
+    def place(self, stage: Stage, recipe: Recipe) -> Path:
+        """Where the network of a stage is saved."""
+        return self.folder / stage.file
 
     @property
     def features(self) -> Path:
@@ -96,16 +100,10 @@ class Manifest(BaseModel):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends a command with one line instead of a traceback: exit code 2 for errors of input, files or machine (see
-    `prunnet.errors.from_outside`), 130 after Ctrl-C, 143 after SIGTERM. All commands run in this context."""
-    any_encoding()
-    try:
-        with stoppable(), _notes_as_lines(), _without_traceback():
-            yield
-    except Stopped as stopped:
-        end({*stopped.family, *family()}, patience=1)
-        Console(stderr=True).print(str(stopped), style="yellow")
-        sys.exit(stopped.code)
+    """Ends a command with one line (`prunnet.guard`), and leaves no process of its own behind. All commands run
+    inside."""
+    with guarded(stoppable()), _notes_as_lines():
+        yield
 
 
 @contextmanager
@@ -122,34 +120,6 @@ def _notes_as_lines() -> Iterator[None]:
 
         warnings.showwarning = show
         yield
-
-
-@contextmanager
-def _without_traceback() -> Iterator[None]:
-    try:
-        try:
-            yield
-        finally:
-            _flush()  # a full disk is found here, and not when the interpreter ends
-        return
-    except BrokenPipeError:  # the reader of the output closed the pipe
-        silence(sys.stdout)
-        sys.exit(0)
-    except Exception as error:
-        if not from_outside(error):
-            raise
-        said = told(error)
-    try:
-        _flush()
-    except OSError:
-        silence(sys.stdout)
-    Console(stderr=True).print(f"error: {said}", style="red")
-    sys.exit(2)
-
-
-def _flush() -> None:
-    if sys.stdout is not None:
-        sys.stdout.flush()
 
 
 def check_number(option: str, value: float | None, low: float, high: float) -> None:
@@ -195,31 +165,9 @@ def _lock_place(folder: Path) -> Path:
 def storage(recipe: Recipe) -> Path:
     """Folder of all runs, absolute. Ray deletes the working directory of a submitted job, so it is not used."""
     if recipe.cluster.storage:
-        given = place(_absolute(recipe.cluster.storage))
+        given = place(absolute(recipe.cluster.storage))
         return given if is_url(given) else given.resolve()
     return Path.home() / "prunnet-runs" if in_submitted_job() else Path("runs").resolve()
-
-
-def absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe with absolute paths, since workers run in other working directories."""
-    changes: dict[str, Any] = {}
-    data = recipe.data
-    if data.root:
-        update: dict[str, Any] = {"root": _absolute(data.root)}
-        if data.holdout == "list":
-            update |= {
-                "test": tuple(map(_absolute, data.test)),
-                "validation": tuple(map(_absolute, data.validation)),
-            }
-        changes["data"] = data.model_copy(update=update)
-    model = {k: _absolute(v) for k in ("checkpoint", "weights") if (v := getattr(recipe.model, k))}
-    if model:
-        changes["model"] = recipe.model.model_copy(update=model)
-    if recipe.sweep.root:
-        changes["sweep"] = recipe.sweep.model_copy(update={"root": _absolute(recipe.sweep.root)})
-    if recipe.train.old:
-        changes["train"] = recipe.train.model_copy(update={"old": _absolute(recipe.train.old)})
-    return recipe.model_copy(update=changes)
 
 
 def git_commit() -> str | None:
@@ -235,11 +183,3 @@ def git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() or None if found.returncode == 0 else None
-
-
-def _absolute(path: str) -> str:
-    """A local path made absolute, or a URL whose `$NAME` variables are replaced from the environment (they may hold
-    credentials)."""
-    return (
-        os.path.expandvars(path) if is_url(path) else os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
-    )

@@ -12,12 +12,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from analysis.quantities import Quantity
-from prunnet.config.recipe import Capacity, Recipe, apply_override, changed, explain, parse_recipe
+from prunnet.config.recipe import Capacity, Recipe, absolute_paths, apply_override, changed, explain, parse_recipe
 from prunnet.errors import ConfigError, echo, told
 from prunnet.redact import shown
 from prunnet.storage import hashing
 from prunnet.storage.yaml_reader import read_yaml
-from sweeps.run import absolute_paths
 
 Changes = dict[str, Any]
 CAPACITIES = "train.capacities"

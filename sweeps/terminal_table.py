@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from rich.cells import cell_len
 from rich.text import Text
 
-from sweeps.printing import Console, Table, printable
+from prunnet.errors import printable
+from sweeps.printing import Console, Table
 
 _GAP = 2
 """Blanks that Rich puts around each column."""

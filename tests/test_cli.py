@@ -65,7 +65,7 @@ def test_best_prints_the_row_and_how_to_ship_it(tmp_path: Path) -> None:
     said = CliRunner().invoke(app, ["best", str(tmp_path), "--macs", "50"])
     assert said.exit_code == 0
     assert json.loads(said.stdout)["query_capacity"] == 0.3
-    assert f"prunnet export {tmp_path} --capacity 0.3 --to edge.onnx" in said.stderr
+    assert f"prunnet export {tmp_path} --row 0.3 --to edge.onnx" in said.stderr
 
 
 def test_the_top_says_what_exit_codes_mean_and_completes() -> None:

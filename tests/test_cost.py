@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -84,11 +85,11 @@ def test_cost_from_the_command_line(tmp_path: Path) -> None:
 def test_a_sweep_fills_the_measured_columns(tmp_path: Path) -> None:
     """Without Ray: what the driver measures lands in the rows of its subnetwork."""
     from prunnet import data, results
-    from prunnet.config.recipe import parse_recipe
-    from prunnet.evaluation.evaluator import evaluate_here
-    from prunnet.experiments.stages import Family, train_here
-    from prunnet.experiments.work_units import evaluation_plan, network_arrays, plan_units
-    from sweeps.capacity import with_measured
+    from prunnet.config import parse_recipe
+    from prunnet.experiments.run import evaluate_missing, in_this_process
+    from prunnet.experiments.stages import train_here
+    from prunnet.experiments.trained_networks import Family
+    from sweeps.capacity import measured
     from tests.conftest import image_folder
 
     image_folder(tmp_path / "images")
@@ -109,12 +110,15 @@ def test_a_sweep_fills_the_measured_columns(tmp_path: Path) -> None:
     dataset = data.load_for(recipe)
     train_here(recipe, dataset, tmp_path / "model.safetensors")
     family = Family.of_run(tmp_path)
-    units = plan_units(recipe, family, dataset)
-    missing = units.missing_tests(set())
-    features = units.needed_features(missing)
-    plan = evaluation_plan(recipe, family, features=tmp_path / "features", results=tmp_path / "results")
-    plan = with_measured(plan, recipe, family, features, lambda line: None)
-    evaluate_here(plan, network_arrays(family), units.calibration, dataset.split("test"), features, missing)
+    with ExitStack() as cluster:
+        evaluate_missing(
+            recipe,
+            dataset,
+            family,
+            lambda missing: in_this_process(measured(missing, cluster, lambda line: None)),
+            features=tmp_path / "features",
+            results=tmp_path / "results",
+        )
     rows = results.read(tmp_path / "results").to_pylist()
     assert len(rows) == 4
     assert all(row["granularity"] == "channel" and row["capacity_unit"] == "macs" for row in rows)

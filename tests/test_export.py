@@ -48,7 +48,7 @@ def net(request: pytest.FixtureRequest) -> RetrievalNet:
 
 
 def sent(cut: Subnetwork, path: Path, precision: str = "fp32") -> Exported:
-    export(cut, path, identity(cut, PREPROCESSING, None, precision))
+    export(cut, path, identity(cut, PREPROCESSING, (), precision))
     return open_export(path, trust_code=True)
 
 
@@ -403,13 +403,13 @@ def test_the_loss_of_a_lower_precision_is_measured_not_assumed(run: Path, tmp_pa
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["export", "RUN", "--to", "x.onnx"], "one of --capacity and --progressive is needed"),
+        (["export", "RUN", "--to", "x.onnx"], "one of --capacity, --row and --progressive is needed"),
         (["export", "NONE", "--capacity", "0.4", "--to", "x.onnx"], "'NONE' is not a file"),
         (["export", "RUN", "--capacity", "1.4", "--to", "x.onnx"], "1.4 is out of range"),
         (["export", "RUN", "--capacity", "0.4", "--to", "x.gif"], "valid: a name that ends in"),
         (["export", "RUN", "--capacity", "0.4", "--to", "x.onnx", "--precision", "fp8"], "valid: fp32, fp16, int8"),
         (["export", "RUN", "--progressive", "a,b", "--to", "x"], "valid: capacities with commas"),
-        (["embed", "RUN/model.safetensors", "RUN/images", "--out", "x"], "is not a prunnet-sparse file"),
+        (["embed", "RUN/images/top0/class0/0.png", "RUN/images", "--out", "x"], "is no export; valid: .safetensors"),
         (["query", "RUN", "RUN"], "embeddings.safetensors' is not a file"),
     ],
 )

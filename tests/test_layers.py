@@ -18,6 +18,7 @@ import prunnet
 ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("prunnet.errors", "prunnet.redact", "prunnet.memory", "prunnet.lazy"),
+    ("prunnet.guard",),
     ("prunnet.storage",),
     ("prunnet.retrieval",),
     ("prunnet.config", "prunnet.results"),

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from prunnet import data
 from prunnet.config.recipe import parse_recipe
 from prunnet.errors import ConfigError
-from prunnet.experiments.stages import Family, make_net
+from prunnet.experiments.stages import make_net
+from prunnet.experiments.trained_networks import Family
 from prunnet.experiments.work_units import kept_share, plan_units
 from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.pruning.macs import layer_macs
+from prunnet.subnetworks import subnetwork
 from prunnet.subnetworks.layer_budgets import Budget
-from prunnet.subnetworks.subnet import subnetwork
+from prunnet.subnetworks.trained import TrainedHeader, TrainedNetwork
 from tests.conftest import tiny_net
 
 NET = tiny_net()
@@ -96,11 +98,8 @@ def test_a_vector_has_a_row_of_its_own() -> None:
     )
     dataset = data.load_for(recipe)
     net = make_net(recipe, dataset)
-    header = {
-        "weights_sha": "w", "net": net.spec, "recipe": recipe.trained_part(), "workers": 1, "epoch": 1,
-        "images_seen": 1, "train_seconds": 1.0,
-    }  # fmt: skip
-    family = Family({1.0: (net, header)})
+    header = TrainedHeader("w", recipe=recipe.trained_part(), workers=1, epoch=1, images_seen=1, train_seconds=1.0)
+    family = Family({1.0: TrainedNetwork(net, header)})
     budget = Budget.of(net, 16, 0.5)
     vectors = [budget.keep(ratios) for ratios in budget.guesses(net)[1:3]]
     units = plan_units(recipe, family, dataset, "layerwise", vectors)

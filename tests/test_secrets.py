@@ -18,18 +18,18 @@ from typer.testing import CliRunner
 
 from cluster.search import Job, Ledger
 from prunnet import results
-from prunnet.config.recipe import Recipe, load_recipe
+from prunnet.config import Recipe, load_recipe
+from prunnet.config.recipe import absolute_paths
 from prunnet.errors import CheckpointError, ConfigError, one_line
-from prunnet.evaluation.evaluator import evaluate_here
+from prunnet.experiments.run import Failure, Outcome, evaluate_missing, in_this_process, trained_networks
 from prunnet.experiments.stages import train_here
 from prunnet.experiments.trial import Trial
-from prunnet.experiments.work_units import evaluation_plan, network_arrays, plan_units
 from prunnet.redact import restored, shown
-from prunnet.storage.paths import place
-from sweeps.capacity import conclude, open_data, trained_networks
+from prunnet.storage import place
+from sweeps.capacity import conclude, open_data
 from sweeps.cli import app
 from sweeps.printing import Console
-from sweeps.run import Run, absolute_paths, one_line_errors, open_run
+from sweeps.run import Run, one_line_errors, open_run
 from sweeps.search import conclude as conclude_search
 from sweeps.search import make_job, trial_at
 from sweeps.search_recipe import Search, SearchFile
@@ -105,14 +105,12 @@ def evaluated(recipe: Recipe, run: Run, console: Console, trained: bool) -> None
     if trained:
         train_here(recipe, dataset, run.model)
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"checkpoint": str(run.model)})})
-    family = trained_networks(recipe, run, dataset, console, None)  # type: ignore[arg-type]
-    units = plan_units(recipe, family, dataset)
-    missing = units.missing_tests(set())
-    plan = evaluation_plan(recipe, family, features=run.features, results=run.results)
-    arguments = network_arrays(family), units.calibration, dataset.split("test")
-    evaluate_here(plan, *arguments, units.needed_features(missing), missing)
+    networks = trained_networks(recipe, dataset, train_here, run.place, say=console.print)
+    outcome = evaluate_missing(
+        recipe, dataset, networks, in_this_process, features=run.features, results=run.results, say=console.print
+    )
     failed = one_line(OSError(f"no answer from {recipe.data.root}?token={SECRET}"))
-    conclude(recipe, run, family, units, [(0.1, failed)], console)
+    conclude(recipe, run, networks, Outcome(outcome.units, [Failure(0.1, failed)]), console)
 
 
 def test_no_file_and_no_line_of_a_run_holds_a_password(

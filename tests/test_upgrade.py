@@ -20,16 +20,17 @@ from prunnet.errors import CheckpointError, ConfigError
 from prunnet.evaluation.compare import Side, compare, data_of
 from prunnet.evaluation.evaluator import Evaluator, features_path
 from prunnet.evaluation.stored_features import load_features
-from prunnet.experiments.stages import Family, train_here
-from prunnet.experiments.work_units import evaluation_plan, network_arrays, plan_units
+from prunnet.experiments.stages import train_here
+from prunnet.experiments.trained_networks import Family
+from prunnet.experiments.work_units import evaluation_plan, plan_units
 from prunnet.networks.files import Statistics, load_calibrated, load_network, network_sha, save_network
 from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.results.upgrade_metrics import p_1, p_comp, p_up, update_gain
 from prunnet.retrieval.compatibility import negative_flips, right_at_one
 from prunnet.retrieval.hits import from_ranks
-from prunnet.subnetworks.batchnorm import calibration_loader, running_statistics
-from prunnet.subnetworks.embed import embed
-from prunnet.subnetworks.subnet import subnetwork
+from prunnet.subnetworks import calibration_loader, subnetwork
+from prunnet.subnetworks.batchnorm import running_statistics
+from prunnet.subnetworks.embed import embed, embed_test
 from prunnet.training.objectives.old_network import OldNetwork, converted
 from sweeps.cli import app
 from tests.conftest import image_folder, tiny_net
@@ -180,7 +181,7 @@ def test_a_sweep_searches_the_old_gallery_as_the_old_network_wrote_it(tmp_path: 
         keys[name] = {unit.key: unit for unit in units.features.values()}
         plan = evaluation_plan(recipe, family, features=tmp_path / "features", results=tmp_path / "results")
         split = dataset.split("test")
-        evaluator = Evaluator(plan, network_arrays(family), units.calibration, split)
+        evaluator = Evaluator(plan, family.arrays(), units.calibration, split)
         for unit in units.features.values():
             if unit.stored:
                 evaluator.features(unit)
@@ -285,12 +286,19 @@ def test_evaluate_takes_a_gallery_as_its_network_wrote_it(networks: dict[str, Pa
     sides["stored"] = Side.load(stored)
     recipe = parse_recipe({"data": data_of(sides["new"]).model_dump()})
     found = {name: compare(sides["new"], sides[name], recipe=recipe, calibrate=True) for name in ("old", "stored")}
-    assert sides["old"].cut.calibration is None  # an older file: its running statistics, and a word about it
+    # An older file: its running statistics, and a word about it.
     assert any("holds no calibrated statistics" in note for note in found["old"].notes)
-    assert sides["stored"].cut.calibration == "images"
-    assert all(torch.equal(t, own.tensors[n]) for n, t in sides["stored"].cut.statistics().items())
+    assert not any("holds no calibrated statistics" in note for note in found["stored"].notes)
+    network = sides["stored"].network
+    assert network is not None
+    deployed = network.deployed()
+    assert deployed.calibration == "images"
+    dataset = data.load_for(recipe)
+    queries, gallery = embed_test(deployed, dataset.split("test"))
+    assert found["stored"].tests["gallery"] == dataset.split("test").truth().score(queries, gallery)
+    assert all(torch.equal(t, own.tensors[n]) for n, t in deployed.statistics().items())
     assert not found["stored"].notes
-    assert sides["new"].cut.calibration not in (None, "images")  # the new network's are its own matter
+    assert found["stored"].tests["query"] == found["old"].tests["query"]  # the new network's are its own matter
 
 
 def test_evaluate_takes_capacities_subnetworks_and_other_preprocessing(

@@ -6,18 +6,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import to_jsonable_python
 
 from prunnet.config.choices import check_capacity, check_density
 from prunnet.config.colours import check_colour
 from prunnet.config.methods import METHODS, revisions, settle
 from prunnet.errors import ConfigError, echo, unknown
 from prunnet.redact import shown
-from prunnet.storage.hashing import METHOD_VERSION, calibrations_of, of_file, of_json, weights_sha_of
+from prunnet.storage.hashing import METHOD_VERSION, calibrations_of, of_file, of_json, weights_sha_of, without_defaults
+from prunnet.storage.paths import is_url
 from prunnet.storage.yaml_reader import parse_yaml, read_yaml
 
 Capacity = Annotated[float, AfterValidator(check_capacity)]
@@ -336,24 +339,40 @@ class Recipe(Section):
             parts["train"]["score_lr"] = self.train.score_rate
         else:
             del parts["train"]["channel_multiple"]
-        for section, keys in ADDED_KEYS.items():
-            for key in keys:
-                if parts[section][key] == type(self).model_fields[section].default.model_dump(mode="json")[key]:
-                    del parts[section][key]
-        if self.train.old:  # identity of the network, not its path
+        for name, keys in FIRST_KEYS.items():
+            parts[name] = without_defaults(parts[name], later_defaults(getattr(self, name), keys))
+        if self.train.old:  # which network it is, not where it lies
             parts["train"]["old"] = weights_sha_of(self.train.old)
         if self.model.weights:
             parts["model"]["weights"] = of_file(self.model.weights)
         return shown(parts)
 
 
-ADDED_KEYS: dict[str, tuple[str, ...]] = {
-    "data": ("background",),
-    "model": (),
-    "train": ("accumulate", "granularity", "evidential", "ndpp_scale", "bct_unknown"),
-}
-"""Keys that were added after trainings had been stored. At their default they are left out of the hash, so that those
-trainings stay valid; a new key that affects the weights is added here."""
+_DATA = """
+    name root download boxes image_size resize channels invert mean std seed images_per_class classes holdout test
+    validation test_fraction validation_fraction train_fraction protocol queries_per_class skip_unreadable rotate
+    translate scale shear flip
+"""
+_MODEL = "backbone options embedding_dim stem neck_norm pretrained weights checkpoint"
+_TRAIN = """
+    method capacities alone old compatible compatible_weight temperature perturb neighbours epochs batch_size sampling
+    per_class optimizer lr score_lr teacher_lr momentum weight_decay schedule milestones warmup_epochs clip_norm
+    label_smoothing score_init channel_multiple allocation capacity_sampling projection block weighting exponent
+    priorities reduction evidence precision seed
+"""
+FIRST_KEYS = {"data": frozenset(_DATA.split()), "model": frozenset(_MODEL.split()), "train": frozenset(_TRAIN.split())}
+"""Keys that are part of the training's hash whatever they are. Any other key, since it came after the first trainings
+were kept, is left out at its default: those trainings still count as the same."""
+
+
+def field_defaults(section: BaseModel) -> dict[str, Any]:
+    """Key -> default, as JSON values, before a method settles any of them."""
+    return {key: to_jsonable_python(found.default) for key, found in type(section).model_fields.items()}
+
+
+def later_defaults(section: BaseModel, first: Collection[str]) -> dict[str, Any]:
+    """The defaults of the keys that are not among the `first`, for `hashing.without_defaults`."""
+    return {key: value for key, value in field_defaults(section).items() if key not in first}
 
 
 def load_recipe(path: str | Path | None = None, overrides: Iterable[str] = ()) -> Recipe:
@@ -396,6 +415,35 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise ConfigError(f"--set {echo(override)}: {echo(section)} is not a section; valid: {_sections()}")
     node[key] = parse_yaml(text, f"--set {echo(override)}: the value")
+
+
+def absolute_paths(recipe: Recipe) -> Recipe:
+    """The recipe with the paths that workers open made absolute: they run in folders of their own."""
+    changes: dict[str, Any] = {}
+    data = recipe.data
+    if data.root:
+        update: dict[str, Any] = {"root": absolute(data.root)}
+        if data.holdout == "list":
+            update |= {
+                "test": tuple(map(absolute, data.test)),
+                "validation": tuple(map(absolute, data.validation)),
+            }
+        changes["data"] = data.model_copy(update=update)
+    model = {k: absolute(v) for k in ("checkpoint", "weights") if (v := getattr(recipe.model, k))}
+    if model:
+        changes["model"] = recipe.model.model_copy(update=model)
+    if recipe.sweep.root:
+        changes["sweep"] = recipe.sweep.model_copy(update={"root": absolute(recipe.sweep.root)})
+    if recipe.train.old:
+        changes["train"] = recipe.train.model_copy(update={"old": absolute(recipe.train.old)})
+    return recipe.model_copy(update=changes)
+
+
+def absolute(path: str) -> str:
+    """A path of this machine, or a URL with the variables of the environment in it, which may hold its credentials."""
+    return (
+        os.path.expandvars(path) if is_url(path) else os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
+    )
 
 
 def changed(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

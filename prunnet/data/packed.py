@@ -86,7 +86,7 @@ class Store:
         data = batch.data[batch.bounds[place] : batch.bounds[place + 1]]
         if zlib.crc32(data) != batch.checksums[place]:
             file = self.shards[row // ROWS]["file"]
-            raise DataError(f"image {batch.printable(place)} in {file!r} of {self.path!r} is damaged")
+            raise DataError(f"image {batch.described(place)} in {file!r} of {self.path!r} is damaged")
         return data
 
     def stamp(self, rows: IntArray) -> str:
@@ -112,7 +112,8 @@ class _Batch:
     bounds: list[int]
     checksums: list[int]
 
-    def printable(self, place: int) -> str:
+    def described(self, place: int) -> str:
+        """An image for a message: its name, or its number where the name itself is damaged."""
         try:
             return repr(unpacked_name(self.names[place]))
         except (UnicodeDecodeError, pa.ArrowException):

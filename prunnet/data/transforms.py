@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import lru_cache
 from typing import Any
 
@@ -61,9 +61,10 @@ class Preprocessing:
 
     def to_json(self) -> dict[str, Any]:
         values = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
-        # Left out at their default, as in older files without these keys.
-        plain = {"long_side": None, "scales": [1.0], "background": list(WHITE)}
-        return {key: value for key, value in values.items() if key not in plain or value != plain[key]}
+        # What has a default came later: files of before it was a choice do not say it.
+        later = {each.name: each.default for each in fields(self) if each.default is not MISSING}
+        plain = {key: list(v) if isinstance(v, tuple) else v for key, v in later.items()}
+        return hashing.without_defaults(values, plain)
 
     @classmethod
     def from_json(cls, values: Any) -> Preprocessing:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,13 +20,13 @@ from prunnet.data.base import RetrievalTest
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError
 from prunnet.evaluation.stored_features import StoredFeatures
-from prunnet.networks.files import NETWORK, Statistics, allocation_of, load_calibrated
+from prunnet.networks.files import NETWORK
 from prunnet.results.upgrade_metrics import p_comp, p_up, update_gain
 from prunnet.retrieval.compatibility import negative_flips, right_at_one
 from prunnet.storage.tensor_files import read_header
-from prunnet.subnetworks.batchnorm import calibration_loader
 from prunnet.subnetworks.embed import embed_test
-from prunnet.subnetworks.subnet import Subnetwork, subnetwork
+from prunnet.subnetworks.subnet import Subnetwork
+from prunnet.subnetworks.trained import Calibration, CalibrationImages, Cut, TrainedNetwork
 
 
 @dataclass(frozen=True)
@@ -35,42 +35,47 @@ class Side:
 
     path: str
     cut: Subnetwork
+    """Of a network, with its own statistics."""
     preprocessing: Preprocessing
-    is_network: bool
-    statistics: Statistics | None = None
-    """Saved with a network; of its dense cut."""
+    network: TrainedNetwork | None = None
+    """Whose subnetwork it is; None: a saved one, which is taken as it is."""
 
     @classmethod
     def load(cls, path: str | Path, capacity: float | None = None) -> Side:
         """A network's file cut at `capacity` (None: dense), or a saved subnetwork, whose capacity is its own."""
-        header, statistics = read_header(path), None
-        if header["kind"] != NETWORK:
-            cut, made = Subnetwork.load_with_preprocessing(path)
-            if capacity not in (None, cut.capacity):
-                raise ConfigError(f"{str(path)!r} is a subnetwork of capacity {cut.capacity:g}, not {capacity:g}")
-        else:
-            net, header, statistics = load_calibrated(path)
-            made = header["preprocessing"]
-            dense = 1.0 if capacity is None else capacity
-            cut = subnetwork(net, dense, allocation=allocation_of(header), weights_sha=header["weights_sha"])
+        if read_header(path)["kind"] == NETWORK:
+            network = TrainedNetwork.load(path)
+            cut = network.masked(Cut(1.0 if capacity is None else capacity))
+            return cls(str(path), cut, network.preprocessing, network)
+        cut, made = Subnetwork.load_with_preprocessing(path)
+        if capacity not in (None, cut.capacity):
+            raise ConfigError(f"{str(path)!r} is a subnetwork of capacity {cut.capacity:g}, not {capacity:g}")
         if made is None:
             raise CheckpointError(f"{str(path)!r} does not say what preprocessing its images had")
-        return cls(str(path), cut, Preprocessing.from_json(made), header["kind"] == NETWORK, statistics)
+        return cls(str(path), cut, Preprocessing.from_json(made))
 
     @property
     def dense(self) -> bool:
         """Whether it is a whole network."""
-        return self.is_network and self.cut.capacity == 1.0
+        return self.network is not None and self.cut.capacity == 1.0
 
-    def features(self, recipe: Recipe, calibrate: bool, batch_size: int = 256) -> Tested:
-        """Embeddings of the split that a recipe tests, through this side's preprocessing. `calibrate`: with BatchNorm
-        re-estimated on the data set's training images; otherwise with the statistics unchanged."""
+    def features(
+        self, recipe: Recipe, statistics: Literal["calibrated", "own", "deployed"], batch_size: int = 256
+    ) -> Tested:
+        """Embeddings of the split that a recipe tests, through this side's preprocessing. A network's BatchNorm is
+        re-estimated on the data set's training images (`calibrated`), stands as it is (`own`), or is as in service
+        (`deployed`); a saved subnetwork's stands as it is."""
         seen = seen_through(recipe.data, self.preprocessing)
         dataset = data.load_for(recipe.model_copy(update={"data": seen}))
         test = dataset.split(recipe.sweep.split)
-        if calibrate and self.is_network:
-            self.cut.calibrate(calibration_loader(dataset.train, batch_size=batch_size))
-        queries, gallery = embed_test(self.cut, test, batch_size)
+        cut = self.cut
+        if self.network is not None and statistics == "deployed":
+            cut = self.network.deployed()
+        elif self.network is not None and statistics == "calibrated":
+            calibration = Calibration(batch_size=batch_size)
+            images = CalibrationImages.chosen(dataset.train, calibration)
+            cut = self.network.subnetwork(Cut(cut.capacity, calibration=calibration), images)
+        queries, gallery = embed_test(cut, test, batch_size)
         return Tested(StoredFeatures(queries, gallery, {}), test)
 
 
@@ -115,12 +120,12 @@ def compare(
             f"query {query.path!r} has embeddings of length {lengths['query']}, gallery {gallery.path!r} of "
             f"{lengths['gallery']}: they do not compare"
         )
-    another = gallery.is_network and gallery.cut.weights_sha != query.cut.weights_sha
+    another = gallery.network is not None and gallery.cut.weights_sha != query.cut.weights_sha
     written = another and gallery.dense
-    if written and gallery.statistics is not None:
-        gallery.cut.set_statistics(gallery.statistics.tensors, gallery.statistics.calibration)
+    usual: Literal["calibrated", "own"] = "calibrated" if calibrate else "own"
     seen = {
-        name: side.features(recipe, calibrate and not (written and side is gallery)) for name, side in sides.items()
+        name: side.features(recipe, "deployed" if written and side is gallery else usual)
+        for name, side in sides.items()
     }
     test = seen["query"].test
     truth = test.truth()
@@ -138,7 +143,7 @@ def compare(
             f"gallery at capacity {gallery.cut.capacity:g}: BatchNorm re-estimated on the training images of the data "
             "tested; a saved subnetwork keeps its own"
         )
-    if written and gallery.statistics is None:
+    if written and gallery.network is not None and gallery.network.statistics is None:
         notes.append(f"{gallery.path!r} holds no calibrated statistics, as older files: its running ones are used")
     return Comparison(tests, flips, upgrade, reason, notes)
 

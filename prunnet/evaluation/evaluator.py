@@ -11,7 +11,7 @@ import datetime
 import functools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +23,36 @@ from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError
 from prunnet.evaluation.stored_features import StoredFeatures, load_features, make_features
 from prunnet.memory import keep_freed_memory
-from prunnet.networks.files import CALIBRATED, network_sha
-from prunnet.networks.retrieval_net import RetrievalNet
+from prunnet.networks.files import CALIBRATED, Statistics, network_sha
 from prunnet.networks.switchable import build
 from prunnet.results.table import SCHEMA, write_part
 from prunnet.retrieval.protocol import Truth
 from prunnet.storage.hashing import canonical_json
 from prunnet.storage.paths import place
-from prunnet.subnetworks.batchnorm import calibration_batches
 from prunnet.subnetworks.embed import embed
-from prunnet.subnetworks.subnet import Subnetwork, subnetwork
+from prunnet.subnetworks.subnet import Subnetwork
+from prunnet.subnetworks.trained import CalibrationImages, Cut, MemberId, TrainedHeader, TrainedNetwork, as_tensors
 
 Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class FeaturesUnit:
-    """Embeddings of one capacity. `key` is the hash of all that determines them."""
+    """Embeddings of one subnetwork. `key` is the hash of all that determines them."""
 
     key: str
-    capacity: float
-    member: float = 1.0
-    """Which network of the family it is cut from."""
-    keep: tuple[tuple[str, float], ...] | None = None
-    """Layer-wise capacities; None: `capacity` for all layers."""
-    stored: bool = False
-    """Embedded with the BatchNorm statistics of the network's own file, as an old system's gallery was."""
+    member: MemberId
+    """Which network it is cut from."""
+    cut: Cut
+
+    @property
+    def capacity(self) -> float:
+        return self.cut.capacity
+
+    @property
+    def stored(self) -> bool:
+        """Whether it is an old system's gallery, embedded with the BatchNorm statistics of the network's own file."""
+        return self.member.old
 
 
 @dataclass(frozen=True)
@@ -66,14 +70,10 @@ class TestUnit:
 class Plan:
     """Everything an actor needs to know beside weights and images."""
 
-    specs: dict[float, dict[str, Any]]
-    """Descriptions of the networks, by member."""
+    specs: Mapping[MemberId, dict[str, Any]]
+    """Descriptions of the networks."""
+    headers: Mapping[MemberId, TrainedHeader]
     preprocessing: Preprocessing
-    calibrate: bool
-    allocation: str
-    inside: float
-    random_masks: int | None
-    """Seed of the control's masks; None: the learned scores decide."""
     batch_size: int
     features: str
     """Folder of feature files."""
@@ -83,8 +83,6 @@ class Plan:
     git_commit: str | None
     sweep_id: str
     device: str
-    stored_calibration: str | None = None
-    """Hash of the images of the stored statistics, where there are any."""
     measured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Key of features -> measured columns of its subnetwork, where there are any."""
 
@@ -92,7 +90,9 @@ class Plan:
 class Evaluator:
     """Cuts, calibrates, embeds, tests. Runs inside an actor; in a test also without one."""
 
-    def __init__(self, plan: Plan, weights: dict[float, Arrays], calibration: np.ndarray, test: RetrievalTest) -> None:
+    def __init__(
+        self, plan: Plan, weights: Mapping[MemberId, Arrays], calibration: CalibrationImages | None, test: RetrievalTest
+    ) -> None:
         torch.set_num_threads(plan.threads)
         keep_freed_memory()
         self.plan = plan
@@ -101,14 +101,14 @@ class Evaluator:
         self._stored = functools.lru_cache(maxsize=16)(self._load)
         self._network = functools.lru_cache(maxsize=2)(self._build)
 
-    def _build(self, member: float) -> tuple[RetrievalNet, str]:
-        """A network of the family and its hash."""
-        net = build(self.plan.specs[member])
-        # Arrays in the object store are read-only and shared; the network gets its one copy of them here.
-        own = {name: array for name, array in self._weights[member].items() if not name.startswith(CALIBRATED)}
-        net.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in own.items()})
-        sha = network_sha(net)
-        return net.to(self.plan.device), sha
+    def _build(self, member: MemberId) -> TrainedNetwork:
+        """A network from its arrays, with the hash of what arrived."""
+        net, tensors = build(self.plan.specs[member]), as_tensors(self._weights[member])
+        saved = {name.removeprefix(CALIBRATED): tensors.pop(name) for name in [*tensors] if name.startswith(CALIBRATED)}
+        net.load_state_dict(tensors)
+        header = replace(self.plan.headers[member], weights_sha=network_sha(net))
+        statistics = Statistics(saved, header.calibration) if saved and header.calibration else None
+        return TrainedNetwork(net.to(self.plan.device), header, statistics)
 
     def features(self, unit: FeaturesUnit) -> dict[str, Any]:
         """Makes (or finds) the feature file of a unit; returns its header."""
@@ -131,25 +131,8 @@ class Evaluator:
         return make_features(self._path(unit.key), cut, self.test, plan.batch_size, identity, started)
 
     def _cut(self, unit: FeaturesUnit) -> Subnetwork:
-        plan = self.plan
-        net, sha = self._network(unit.member)
-        cut = subnetwork(
-            net,
-            unit.capacity,
-            allocation=plan.allocation,
-            random_masks=plan.random_masks,
-            inside=1.0 if unit.stored else plan.inside,
-            keep=None if unit.keep is None else dict(unit.keep),
-            weights_sha=sha,
-        )
-        if unit.stored:
-            arrays = self._weights[unit.member]
-            stored = {n.removeprefix(CALIBRATED): a for n, a in arrays.items() if n.startswith(CALIBRATED)}
-            tensors = {name: torch.from_numpy(array.copy()) for name, array in stored.items()}
-            cut.set_statistics(tensors, plan.stored_calibration)
-        elif plan.calibrate:
-            cut.calibrate(calibration_batches(self.calibration, plan.preprocessing, plan.batch_size))
-        return cut
+        network = self._network(unit.member)
+        return network.deployed() if unit.stored else network.subnetwork(unit.cut, self.calibration)
 
     def worth(self, unit: FeaturesUnit, gallery: FeaturesUnit, metric: str) -> float:
         """One metric of a subnetwork's queries in a gallery whose features are stored; nothing of the subnetwork is
@@ -207,8 +190,8 @@ def features_path(folder: str | Path, key: str) -> Path:
 
 def evaluate_here(
     plan: Plan,
-    weights: dict[float, Arrays],
-    calibration: np.ndarray,
+    weights: Mapping[MemberId, Arrays],
+    calibration: CalibrationImages | None,
     test: RetrievalTest,
     features: Sequence[FeaturesUnit],
     tests: Sequence[TestUnit],

@@ -21,16 +21,12 @@ from prunnet.config.recipe import Recipe
 from prunnet.data.base import Dataset
 from prunnet.data.transforms import Augmentation, Preprocessing
 from prunnet.errors import CheckpointError, ConfigError, DataWarning
-from prunnet.networks.files import NETWORK, Statistics, load_calibrated, load_network
 from prunnet.networks.headers import SweptHeader, check
 from prunnet.networks.retrieval_net import RetrievalNet, sized_options
 from prunnet.networks.switchable import SwitchableNet
-from prunnet.storage.tensor_files import kind_of, read_header
+from prunnet.storage.tensor_files import read_header
 from prunnet.training import resume
 from prunnet.training.trainer import Trainer
-
-OLD = 0.0
-"""Key of the old network in a mapping of networks by capacity."""
 
 
 @dataclass(frozen=True)
@@ -73,68 +69,6 @@ def stages(recipe: Recipe) -> list[Stage]:
 def _with(recipe: Recipe, **changes: Any) -> Recipe:
     # Not validated: a student's `old` is settled when its teacher is trained.
     return recipe.model_copy(update={"train": recipe.train.model_copy(update=changes)})
-
-
-@dataclass(frozen=True)
-class Family:
-    """Trained networks with their files' headers, by the capacity each was trained for."""
-
-    members: Mapping[float, tuple[RetrievalNet, dict[str, Any]]]
-    old: tuple[RetrievalNet, dict[str, Any]] | None = None
-    """The network whose gallery they were trained to search (`train.old`)."""
-    old_statistics: Statistics | None = None
-    """The BatchNorm statistics that its gallery was embedded with; None: its running ones."""
-
-    def everyone(self) -> dict[float, tuple[RetrievalNet, dict[str, Any]]]:
-        """All networks, the old one under the key OLD."""
-        return {**self.members, **({} if self.old is None else {OLD: self.old})}
-
-    @property
-    def top(self) -> float:
-        """The largest capacity: the gallery's in cross-tests."""
-        return max(self.members)
-
-    @property
-    def granularity(self) -> str:
-        """What one score of the networks stands for."""
-        return self.members[self.top][0].granularity
-
-    def serving(self, capacity: float) -> float:
-        """Whose network a capacity is cut from: its own, or that of the next larger capacity.
-
-        CheckpointError where every network is smaller.
-        """
-        larger = [c for c in self.members if c >= capacity]
-        if not larger:
-            raise CheckpointError(f"capacity {capacity:g} cannot be cut: the largest network is of {self.top:g}")
-        return min(larger)
-
-    @classmethod
-    def of_run(cls, run: Path) -> Family:
-        """The networks of a run's folder, or that of one file; CheckpointError where there are none."""
-        files = sorted(run.glob("model*.safetensors")) if run.is_dir() else [run]
-        if not files:
-            raise CheckpointError(
-                f"{str(run)!r} holds no model.safetensors; valid: a run's folder, or a network's file"
-            )
-        return cls.load({_capacity_of(file): file for file in files})
-
-    @classmethod
-    def load(cls, files: Mapping[float, Path], old: str | None = None) -> Family:
-        """The networks of some files, and the old one where it is a whole network's file."""
-        members = {capacity: load_network(path) for capacity, path in files.items()}
-        if not old or kind_of(old) != NETWORK:
-            return cls(members)
-        net, header, statistics = load_calibrated(old)
-        return cls(members, (net, header), statistics)
-
-
-def _capacity_of(file: Path) -> float:
-    """Whose network a file of `Stage.file` is: model.safetensors serves all capacities."""
-    try:
-        return float(file.stem.partition("-")[2] or 1.0)
-    except ValueError:
-        return 1.0
 
 
 def make_trainer(recipe: Recipe, dataset: Dataset, device: torch.device | str = "cpu") -> Trainer:
@@ -232,7 +166,7 @@ def train_here(
     shutil.rmtree(state, ignore_errors=True)
 
 
-def fitting(header: dict[str, Any], path: str, wanted: Preprocessing) -> None:
+def fitting(header: Mapping[str, Any], path: str, wanted: Preprocessing) -> None:
     """CheckpointError where a network was trained for images that are made in another way, or by no recipe."""
     trained, now = header["preprocessing"], wanted.to_json()
     if trained != now:

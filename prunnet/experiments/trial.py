@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from prunnet import data, results
+from prunnet import data
 from prunnet.config.methods import OLD_REVISION, revisions
-from prunnet.config.recipe import Recipe, SweepConfig
+from prunnet.config.recipe import Recipe, SweepConfig, field_defaults
 from prunnet.data.base import Dataset
-from prunnet.evaluation.evaluator import evaluate_here
-from prunnet.experiments.stages import Family, Stage, stages, train_here
-from prunnet.experiments.work_units import evaluation_plan, network_arrays, plan_units
+from prunnet.experiments.run import by_hash, evaluate_missing, in_this_process, trained_networks
+from prunnet.experiments.stages import stages, train_here
 from prunnet.redact import shown
 from prunnet.storage import hashing
 from prunnet.storage.hashing import METHOD_VERSION
@@ -38,10 +38,8 @@ class Trial:
     def id(self) -> str:
         """Name and hash of all that determines the rows: the table's `trial_id`."""
         parts = [self.recipe, *([self.old] if self.old else [])]
-        # Without defaults, so that a key that is added to recipes later leaves finished trials finished.
-        include = {"data", "model", "train", "sweep"}
-        dumps = [r.model_dump(mode="json", include=include, exclude_defaults=True) for r in parts]
-        for dump in dumps:  # paths do not matter
+        dumps = [_said(recipe) for recipe in parts]
+        for dump in dumps:  # where files lie does not matter
             for section in ("data", "sweep"):
                 if root := dump.get(section, {}).get("root"):
                     dump[section]["root"] = Path(shown(root)).name
@@ -53,6 +51,17 @@ class Trial:
         if self.old is not None:
             revised.append(OLD_REVISION)
         return f"{self.name}/{hashing.of_json(shown([METHOD_VERSION, *dumps, *revised]))[:10]}"
+
+
+def _said(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """What a recipe says that is not the default, so that a key that is added to recipes later leaves finished trials
+    finished."""
+    said = {}
+    for name in ("data", "model", "train", "sweep"):
+        section = getattr(recipe, name)
+        if section != type(recipe).model_fields[name].default:
+            said[name] = hashing.without_defaults(section.model_dump(mode="json"), field_defaults(section))
+    return said
 
 
 def run_trial(
@@ -68,50 +77,40 @@ def run_trial(
     Args:
         folder: `models/`, `features/` and `results/` are in it, for all trials of the run.
     """
-    recipe, models = trial.recipe, folder / "models"
-    old = recipe.train.old
-    dataset = _dataset(recipe)
+    recipe, dataset, place, old = trial.recipe, _dataset(trial.recipe), by_hash(folder / "models"), None
+
+    def train(stage: Recipe, images: Dataset, path: Path) -> None:
+        capacity = stage.train.alone or 1.0
+        train_here(
+            stage,
+            images,
+            path,
+            device=device,
+            report=lambda trainer: report(f"capacity {capacity:g} epoch {len(trainer.progress.history)}"),
+        )
+
     if trial.old is not None:
         (stage,) = stages(trial.old)
-        old = str(_train(stage, stage.recipe, _dataset(trial.old), models, device, report))
+        old = str(place(stage, stage.recipe))
+        train(stage.recipe, _dataset(trial.old), Path(old))
         if recipe.train.old:
             recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"old": old})})
-    files: dict[float, Path] = {}
-    for stage in stages(recipe):
-        files[stage.capacity] = _train(stage, stage.ready(files.get(1.0, models)), dataset, models, device, report)
-    family = Family.load(files, old)
-    units = plan_units(recipe, family, dataset, trial.id)
-    missing = units.missing_tests(results.finished_keys(folder / "results"))
-    if missing:
-        split = dataset.split(recipe.sweep.split)
-        # A folder a trial: two running trials may share a network, and so a feature file.
-        kept = folder / "features" / trial.id.rpartition("/")[2]
-        plan = evaluation_plan(
-            recipe,
-            family,
-            features=kept,
-            results=folder / "results",
-            git_commit=git_commit,
-        )
-        plan = replace(plan, device=device)
-        features = units.needed_features(missing)
-        evaluate_here(plan, network_arrays(family), units.calibration, split, features, missing)
-        shutil.rmtree(kept, ignore_errors=True)  # there are many trials
-    return len(units.tests)
-
-
-def _train(
-    stage: Stage, recipe: Recipe, dataset: Dataset, models: Path, device: str, report: Callable[[str], None]
-) -> Path:
-    path = models / f"{recipe.training_hash()[:24]}.safetensors"
-    train_here(
+    networks = trained_networks(recipe, dataset, train, place, old=old)
+    # A folder of its own: another trial at work may share a network with this one, and so a feature file.
+    kept = folder / "features" / trial.id.rpartition("/")[2]
+    outcome = evaluate_missing(
         recipe,
         dataset,
-        path,
+        networks,
+        in_this_process,
+        features=kept,
+        results=folder / "results",
+        trial=trial.id,
+        git_commit=git_commit,
         device=device,
-        report=lambda trainer: report(f"capacity {stage.capacity:g} epoch {len(trainer.progress.history)}"),
     )
-    return path
+    shutil.rmtree(kept, ignore_errors=True)  # there are many trials
+    return len(outcome.units.tests)
 
 
 @lru_cache(maxsize=2)

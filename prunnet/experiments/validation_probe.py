@@ -4,7 +4,7 @@ that a poor training can be stopped early. The network is not changed, and the t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,12 @@ import torch
 
 from prunnet.config.recipe import Recipe
 from prunnet.data.base import Dataset, some_of
-from prunnet.experiments.stages import Family
-from prunnet.experiments.work_units import identity_columns
+from prunnet.experiments.row_identity import identity_columns
 from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.results.table import ranked_by
 from prunnet.storage import hashing
-from prunnet.subnetworks.batchnorm import calibration_batches, calibration_indices
 from prunnet.subnetworks.embed import embed_test
-from prunnet.subnetworks.subnet import subnetwork
+from prunnet.subnetworks.trained import Calibration, CalibrationImages, Cut, TrainedHeader, TrainedNetwork
 from prunnet.training.gradients.reducer import Reducer
 from prunnet.training.trainer import Trainer
 
@@ -44,8 +42,10 @@ class Probe:
         self.test = whole if config.images is None else some_of(whole, config.images, sweep.seed)
         self.truth = self.test.truth()
         self.recipe, self.config, self.dataset = recipe, config, dataset
-        chosen = calibration_indices(len(dataset.train), config.calibration_images, sweep.seed)
-        self.pixels = dataset.preprocessing.crop(dataset.train.read(chosen))
+        self.calibration = None
+        if sweep.calibrate:
+            self.calibration = Calibration(config.calibration_images, sweep.seed, sweep.batch_size)
+            self.images = CalibrationImages.chosen(dataset.train, self.calibration)
         self.metric = ranked_by(self.test.protocol_name)
 
     def look(self, net: RetrievalNet, reducer: Reducer) -> dict[float, float]:
@@ -62,30 +62,29 @@ class Probe:
         return dict(zip(capacities, reducer.gather(found).sum(0).tolist(), strict=True))
 
     def _embedded(self, net: RetrievalNet, capacity: float) -> tuple[np.ndarray, np.ndarray]:
-        allocation = self.recipe.train.allocation or "layer"
-        cut = subnetwork(net, capacity, allocation=allocation, weights_sha="")
         sweep = self.recipe.sweep
-        if sweep.calibrate:
-            cut.calibrate(calibration_batches(self.pixels, self.dataset.preprocessing, sweep.batch_size))
-        return embed_test(cut, self.test, sweep.batch_size)
+        network = TrainedNetwork(net, TrainedHeader(recipe={"train": {"allocation": self.recipe.train.allocation}}))
+        cut = replace(Cut.of_sweep(sweep, capacity), calibration=self.calibration)
+        made = network.subnetwork(cut, None if cut.calibration is None else self.images)
+        return embed_test(made, self.test, sweep.batch_size)
 
     def rows(self, trainer: Trainer, seen: dict[float, float], trial: str) -> list[dict[str, Any]]:
         """The results as rows with status `partial`; a training that is stopped early has no others."""
         last = trainer.progress.history[-1]
-        header = {
-            "recipe": self.recipe.trained_part(),
-            "net": trainer.net.spec,
-            "workers": trainer.reducer.world,
-            "epoch": int(last["epoch"]),
-            "images_seen": int(last["images_seen"]),
-            "train_seconds": sum(entry["seconds"] for entry in trainer.progress.history),
-        }
-        common = identity_columns(self.recipe, Family({1.0: (trainer.net, header)}), self.dataset, trial)
+        header = TrainedHeader(
+            recipe=self.recipe.trained_part(),
+            workers=trainer.reducer.world,
+            epoch=int(last["epoch"]),
+            images_seen=int(last["images_seen"]),
+            train_seconds=sum(entry["seconds"] for entry in trainer.progress.history),
+        )
+        members = {1.0: TrainedNetwork(trainer.net, header)}
+        common = identity_columns(self.recipe, members, self.dataset, trial)
         return [
             {
                 **common,
                 "status": "partial",
-                "unit_key": hashing.of_json(["probe", trial, header["epoch"], capacity, self.config.images]),
+                "unit_key": hashing.of_json(["probe", trial, header.epoch, capacity, self.config.images]),
                 "query_capacity": capacity,
                 "gallery_capacity": 1.0,
                 "gallery_source": "own",

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from prunnet.config.choices import UNITS
 from prunnet.config.recipe import Recipe
 from prunnet.data.base import Dataset
 from prunnet.data.transforms import Preprocessing
 from prunnet.evaluation.evaluator import FeaturesUnit, Plan, TestUnit
-from prunnet.experiments.stages import OLD, Family
-from prunnet.networks.files import CALIBRATED, allocation_of
+from prunnet.experiments.row_identity import identity_columns, layerwise_columns
+from prunnet.experiments.trained_networks import Family
 from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.pruning import prunable
 from prunnet.pruning.masks import keep_count
-from prunnet.redact import shown
 from prunnet.results.table import features_key, row_key
 from prunnet.storage import hashing
 from prunnet.subnetworks.batchnorm import calibration_indices
-
-Keep = tuple[tuple[str, float], ...]
+from prunnet.subnetworks.trained import OLD, Calibration, CalibrationImages, Cut, MemberId
 
 
 @dataclass(frozen=True)
@@ -44,8 +38,8 @@ class Units:
 
     features: dict[str, FeaturesUnit]
     tests: dict[str, Test]
-    calibration: np.ndarray
-    """Training pixels for BatchNorm re-estimation, as the evaluation transform crops them."""
+    calibration: CalibrationImages | None
+    """Of all subnetworks; None where none is calibrated."""
 
     def missing_tests(self, finished: Set[str], lost: Set[str] = frozenset()) -> list[TestUnit]:
         """Test units, one for each query features, whose rows are not in the table; `lost` feature keys left out."""
@@ -73,67 +67,63 @@ def plan_units(
 ) -> Units:
     """The units of a recipe for trained networks on a data set.
 
-    `layerwise`: keep fractions of all layers, each a further cut of the dense network that searches its gallery.
+    `layerwise`: densities of all layers, each a further subnetwork of the dense network that searches its gallery.
 
     The dense network (the family's largest) always takes part: it is the gallery that cross-tests search. Where
     the networks were trained to match an old one, every capacity searches its gallery, too.
     """
     sweep, split = recipe.sweep, dataset.split(recipe.sweep.split)
-    calibration = dataset.train.read(calibration_indices(len(dataset.train), sweep.calibration_images, sweep.seed))
-    determinants = {
+    networks, top = family.everyone(), MemberId(family.top)
+    images, calibration = _calibration(recipe, dataset)
+    shared = {
         "granularity": family.granularity,
         "masks": sweep.masks if sweep.masks == "scores" else [sweep.masks, sweep.seed],
-        "calibration": _calibration(recipe, calibration),
         "split": [sweep.split, split.fingerprint()],
         "preprocessing": split.queries.preprocessing.sha(),
-        **({} if sweep.inside == 1.0 else {"inside": sweep.inside}),
+        **hashing.without_defaults({"inside": sweep.inside}, {"inside": 1.0}),
     }
 
-    def cut(capacity: float, member: float, header: dict[str, Any], keep: Keep | None = None) -> FeaturesUnit:
-        allocation: Any = allocation_of(header) if keep is None else dict(keep)
-        key = features_key(capacity=capacity, weights=header["weights_sha"], allocation=allocation, **determinants)
-        return FeaturesUnit(key, capacity, member, keep)
+    def unit(member: MemberId, cut: Cut, calibration: Any = calibration) -> FeaturesUnit:
+        header, layers = networks[member].header, cut.layer_densities
+        key = features_key(
+            capacity=cut.capacity,
+            weights=header.weights_sha,
+            allocation=header.allocation if layers is None else dict(layers),
+            calibration=calibration,
+            **shared,
+        )
+        return FeaturesUnit(key, member, cut)
 
     capacities = sorted({family.top, *(c for c in sweep.capacities if c <= family.top)}, reverse=True)
-    headers = {c: family.members[family.serving(c)][1] for c in capacities}
-    own = {c: cut(c, family.serving(c), header) for c, header in headers.items()}
+    own = {c: unit(family.serving(c), Cut.of_sweep(sweep, c)) for c in capacities}
     galleries = capacities if sweep.gallery == "matrix" else [family.top]
-    pairs = [(own[q], own[g], "own") for q, g in sorted({(q, g) for q in own for g in (*galleries, q)}, reverse=True)]
-    units = list(own.values())
-    for vector in layerwise:
-        share = kept_share(family.members[family.top][0], vector)
-        headers.setdefault(share, headers[family.top])
-        units.append(cut(share, family.top, headers[family.top], tuple(vector.items())))
-        pairs.append((units[-1], own[family.top], "own"))
+    pairs = [(own[q], own[g]) for q, g in sorted({(q, g) for q in own for g in (*galleries, q)}, reverse=True)]
+    for densities in layerwise:
+        share = kept_share(family.largest.net, densities)
+        pairs.append((unit(top, Cut.of_sweep(sweep, share, densities)), own[family.top]))
     if family.old is not None:
-        # The old gallery exists: it was embedded with the old network's own BatchNorm statistics. `sweep.calibrate`
-        # concerns the new subnetworks only.
-        own_statistics = family.old_statistics
-        determinants["calibration"] = "off" if own_statistics is None else ["stored", own_statistics.calibration]
-        old = replace(cut(1.0, OLD, family.old[1]), stored=True)
-        units.append(old)
-        pairs += [(query, old, "old") for query in own.values()]
+        # Its gallery is there already, written with its own statistics, whether or not those of the new ones change.
+        statistics = family.old.statistics
+        written = "off" if statistics is None else ["stored", statistics.calibration]
+        gallery = unit(OLD, Cut.of_sweep(sweep, 1.0), calibration=written)
+        pairs += [(query, gallery) for query in own.values()]
     protocol = split.protocol_name
-    common = identity_columns(recipe, family, dataset, trial)
+    common = identity_columns(recipe, family.members, dataset, trial)
     tests = {}
-    for query, gallery, source in pairs:
-        key = row_key(query.key, gallery.key, protocol, trial)
-        of_gallery = headers[gallery.capacity] if source == "own" else family.old[1]  # type: ignore[index]
+    for query, gallery in pairs:
+        key, layers = row_key(query.key, gallery.key, protocol, trial), query.cut.layer_densities
         row = {
             **common,
             "unit_key": key,
             "query_capacity": query.capacity,
             "gallery_capacity": gallery.capacity,
-            "gallery_source": source,
-            "query_weights_sha": headers[query.capacity]["weights_sha"],
-            "gallery_weights_sha": of_gallery["weights_sha"],
+            "gallery_source": "old" if gallery.stored else "own",
+            "query_weights_sha": networks[query.member].header.weights_sha,
+            "gallery_weights_sha": networks[gallery.member].header.weights_sha,
+            **({} if layers is None else layerwise_columns(common, dict(layers))),
         }
-        if query.keep is not None:
-            config = {**json.loads(row["config_json"]), "keep": dict(query.keep)}
-            row |= {"allocation": "layerwise", "config_json": hashing.canonical_json(config)}
-            row["config_hash"] = hashing.of_json(config)
         tests[key] = Test(query.key, gallery.key, row)
-    return Units({unit.key: unit for unit in units}, tests, dataset.preprocessing.crop(calibration))
+    return Units({unit.key: unit for pair in pairs for unit in pair}, tests, images)
 
 
 def kept_share(net: RetrievalNet, keep: Mapping[str, float]) -> float:
@@ -142,106 +132,40 @@ def kept_share(net: RetrievalNet, keep: Mapping[str, float]) -> float:
     return round(sum(keep_count(n, keep[name]) for name, n in sizes.items()) / sum(sizes.values()), 6)
 
 
-def _calibration(recipe: Recipe, pixels: np.ndarray) -> Any:
-    if not recipe.sweep.calibrate:
-        return "off"
-    return [recipe.sweep.batch_size, hashing.of_arrays({"images": pixels})]
-
-
-def identity_columns(recipe: Recipe, family: Family, dataset: Dataset, trial: str | None = None) -> dict[str, Any]:
-    """The columns that all rows of a sweep share, read from the files of the trained networks. Method and variants are
-    those of the smallest network: among single networks the dense one may only be the teacher."""
-    sweep = recipe.sweep
-    headers = [header for _, header in family.members.values()]
-    _, header = family.members[min(family.members)]
-    trained = header["recipe"]
-    train = trained["train"]
-    capacities = train["capacities"] or sorted((c for c in family.members if c < family.top), reverse=True)
-    config = {
-        "trained": {**shown(trained), "data": portable(trained["data"])},
-        "workers": header["workers"],
-        "data": portable(recipe.data.model_dump(mode="json")),
-        "sweep": portable(sweep.model_dump(mode="json", exclude=_unsaid(recipe))),
-    }
-    return {
-        "status": "complete",
-        "trial_id": trial,
-        "method": method_name(train),
-        "backbone": header["net"]["backbone"],
-        "dataset": dataset.name,
-        "split": sweep.split,
-        "protocol": dataset.split(sweep.split).protocol_name,
-        "seed": train["seed"],
-        "epoch": header["epoch"],
-        "images_seen": header["images_seen"],
-        "config_json": hashing.canonical_json(config),
-        "config_hash": hashing.of_json(config),
-        "preprocessing_sha": dataset.split(sweep.split).queries.preprocessing.sha(),
-        "train_capacities": ",".join(f"{c:g}" for c in capacities),
-        "capacity_sampling": train.get("capacity_sampling", "fixed"),  # older files lack the key
-        "capacity_unit": UNITS[family.granularity],
-        "score_init": train["score_init"],
-        "allocation": train["allocation"],
-        "granularity": family.granularity,
-        "mask_source": sweep.masks,
-        "projection": train["projection"],
-        "projection_block": train["block"],
-        "weighting": train["weighting"],
-        "weighting_exponent": train["exponent"] if train["weighting"] == "cosine" else None,
-        "bn_calibration": "on" if sweep.calibrate else "off",
-        "train_seconds": sum(h["train_seconds"] for h in headers),
-    }
-
-
-def _unsaid(recipe: Recipe) -> set[str]:
-    """Keys of the sweep section that rows do not depend on, or that have the value of versions without the key."""
-    plain = {"inside"} if recipe.sweep.inside == 1.0 else set()
-    return {"capacities", "gallery", "measure", "measure_threads"} | plain
-
-
-def portable(data: dict[str, Any]) -> dict[str, Any]:
-    """A data (or sweep) section with file names instead of paths, so that rows of two machines are equal."""
-    changed = {key: value for key, value in data.items() if key != "fingerprint"}
-    if data.get("root"):
-        changed["root"] = Path(shown(data["root"])).name
-    if data.get("holdout") == "list":
-        changed |= {key: [Path(shown(name)).name for name in data[key]] for key in ("test", "validation")}
-    return changed
-
-
-def method_name(train: dict[str, Any]) -> str:
-    """`prunnet`, or `prunnet+odpp` where a term was added."""
-    added = train.get("compatible")
-    return f"{train['method']}+{added}" if added else train["method"]
+def _calibration(recipe: Recipe, dataset: Dataset) -> tuple[CalibrationImages | None, Any]:
+    """(the images, what of them determines features); the hash is of the pixels before the crop."""
+    chosen = Calibration.of_sweep(recipe.sweep)
+    if chosen is None:
+        return None, "off"
+    train = dataset.train
+    pixels = train.read(calibration_indices(len(train), chosen.images, chosen.seed))
+    images = CalibrationImages(dataset.preprocessing.crop(pixels), dataset.preprocessing)
+    return images, [chosen.batch_size, hashing.of_arrays({"images": pixels})]
 
 
 def evaluation_plan(
-    recipe: Recipe, family: Family, *, features: Path, results: Path, git_commit: str | None = None
+    recipe: Recipe,
+    family: Family,
+    *,
+    features: Path,
+    results: Path,
+    git_commit: str | None = None,
+    device: str | None = None,
 ) -> Plan:
-    """What an evaluator needs beside weights and images."""
-    _, header = family.members[family.top]
+    """What whoever evaluates needs to know, beside weights and images.
+
+    `device`: None: a GPU where the recipe gives each actor a share of one.
+    """
+    networks = family.everyone()
     return Plan(
-        specs={member: net.spec for member, (net, _) in family.everyone().items()},
+        specs={member: network.net.spec for member, network in networks.items()},
+        headers={member: network.header.without_history() for member, network in networks.items()},
         preprocessing=Preprocessing.from_config(recipe.data),
-        calibrate=recipe.sweep.calibrate,
-        allocation=allocation_of(header),
-        inside=recipe.sweep.inside,
-        random_masks=recipe.sweep.seed if recipe.sweep.masks == "random" else None,
         batch_size=recipe.sweep.batch_size,
         features=str(features),
         results=str(results),
         threads=max(1, int(recipe.cluster.cpus_per_actor)),
         git_commit=git_commit,
         sweep_id=recipe.name,
-        device="cuda" if recipe.cluster.gpus_per_actor else "cpu",
-        stored_calibration=None if family.old_statistics is None else family.old_statistics.calibration,
+        device=device or ("cuda" if recipe.cluster.gpus_per_actor else "cpu"),
     )
-
-
-def network_arrays(family: Family) -> dict[float, dict[str, np.ndarray]]:
-    """All networks' tensors as numpy arrays, which the object store shares without copies; the old one's with the
-    statistics of its gallery."""
-    arrays = {m: {n: t.numpy() for n, t in net.state_dict().items()} for m, (net, _) in family.everyone().items()}
-    if family.old_statistics is not None:
-        arrays[OLD] |= {CALIBRATED + name: t.numpy() for name, t in family.old_statistics.tensors.items()}
-    return arrays

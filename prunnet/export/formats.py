@@ -46,16 +46,15 @@ _JSON = "prunnet.json"
 
 
 def identity(
-    cut: Subnetwork, preprocessing: Preprocessing, trained: Mapping[str, Any] | None = None, precision: str = "fp32"
+    cut: Subnetwork, preprocessing: Preprocessing, matches: Sequence[str] = (), precision: str = "fp32"
 ) -> dict[str, Any]:
     """What determines embeddings, as JSON.
 
-    `trained`: the header of the network's file, which names the network that it was trained to match.
+    `matches`: hashes of the networks whose embeddings it was trained to match (`TrainedHeader.matches`).
     """
-    old = (trained or {}).get("recipe", {}).get("train", {}).get("old")
     return {
         "weights_sha": cut.weights_sha,
-        "matches": [old] if old else [],
+        "matches": list(matches),
         "capacity": cut.capacity,
         "capacity_unit": UNITS[cut.net.granularity],
         "granularity": cut.net.granularity,

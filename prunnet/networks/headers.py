@@ -41,7 +41,7 @@ class TrainedRecipe(Header):
 
 
 class NetworkHeader(Header):
-    """Of a trained network (`checkpoint.save_network`)."""
+    """Of a trained network (`networks.files.save_network`)."""
 
     weights_sha: str
     preprocessing: dict[str, Any]

@@ -22,6 +22,7 @@ from prunnet.pruning.macs import layer_macs
 from prunnet.pruning.network import PrunableNet
 from prunnet.pruning.prunable import attach_scores, init_scores
 from prunnet.pruning.width_slices import channels, shrink
+from prunnet.storage.hashing import without_defaults
 from prunnet.storage.paths import local, place
 
 _REFUSED = "checkpoint_path pretrained pretrained_cfg pretrained_cfg_overlay cache_dir features_only"
@@ -81,7 +82,7 @@ class RetrievalNet(PrunableNet):
         by_channel = check_granularity(granularity) == "channel"
         if classes < 2:
             raise ConfigError(f"classes={classes}: a network is trained to tell at least 2 classes apart")
-        self.spec: dict[str, Any] = {
+        described = {
             "backbone": backbone,
             "classes": classes,
             "embedding_dim": embedding_dim,
@@ -89,13 +90,14 @@ class RetrievalNet(PrunableNet):
             "stem": stem,
             "neck_norm": neck_norm,
             "options": dict(options or {}),
-            # Left out at their default, so that older files keep their hashes.
-            **({} if features is None else {"features": features}),
-            **({} if width == 1.0 else {"width": width}),
-            **({} if scored else {"scored": False}),
-            **({} if granularity == "weight" else {"granularity": granularity}),
+            "features": features,
+            "width": width,
+            "scored": scored,
+            "granularity": granularity,
             **({"channel_multiple": channel_multiple, "image_size": image_size} if by_channel else {}),
         }
+        later = {"features": None, "width": 1.0, "scored": True, "granularity": "weight"}
+        self.spec: dict[str, Any] = without_defaults(described, later)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.backbone = make_backbone(

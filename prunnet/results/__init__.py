@@ -1,5 +1,5 @@
 """The results table, the row to ship, upgrade metrics; and what analysis, which imports nothing else of prunnet, needs
-beside them: errors, checks of outputs, plain cells."""
+beside them: errors and how a command ends, outputs that are there whole or not at all, plain cells."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from prunnet.lazy import loaded_when_used
 if TYPE_CHECKING:
     from prunnet.errors import ConfigError as ConfigError
     from prunnet.errors import ResultsError as ResultsError
-    from prunnet.errors import from_outside as from_outside
-    from prunnet.errors import told as told
+    from prunnet.guard import guarded as guarded
     from prunnet.results.spreadsheet import plain_cell as plain_cell
     from prunnet.results.table import ADDED as ADDED
+    from prunnet.results.table import KEY as KEY
     from prunnet.results.table import MEASURED as MEASURED
     from prunnet.results.table import METRICS as METRICS
     from prunnet.results.table import SCHEMA as SCHEMA
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from prunnet.results.table import read as read
     from prunnet.results.table import read_packed as read_packed
     from prunnet.results.table import row_key as row_key
+    from prunnet.results.table import row_of as row_of
     from prunnet.results.table import select as select
     from prunnet.results.table import trial_folder as trial_folder
     from prunnet.results.table import unpack as unpack
@@ -36,16 +37,20 @@ if TYPE_CHECKING:
     from prunnet.results.upgrade_metrics import p_up as p_up
     from prunnet.results.upgrade_metrics import update_gain as update_gain
     from prunnet.storage.atomic import check_output as check_output
+    from prunnet.storage.atomic import write_bytes as write_bytes
+    from prunnet.storage.atomic import write_text as write_text
 
 __getattr__, __dir__ = loaded_when_used(
     __name__,
     {
-        "prunnet.errors": ["ConfigError", "ResultsError", "from_outside", "told"],
+        "prunnet.errors": ["ConfigError", "ResultsError"],
+        "prunnet.guard": ["guarded"],
         "prunnet.results.spreadsheet": ["plain_cell"],
         "prunnet.results.upgrade_metrics": ["p_1", "p_comp", "p_up", "update_gain"],
-        "prunnet.storage.atomic": ["check_output"],
+        "prunnet.storage.atomic": ["check_output", "write_bytes", "write_text"],
         "prunnet.results.table": [
             "ADDED",
+            "KEY",
             "SCHEMA",
             "MEASURED",
             "METRICS",
@@ -59,6 +64,7 @@ __getattr__, __dir__ = loaded_when_used(
             "read",
             "read_packed",
             "row_key",
+            "row_of",
             "select",
             "trial_folder",
             "unpack",

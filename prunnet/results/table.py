@@ -16,8 +16,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prunnet.errors import ConfigError, ResultsError, echo
-from prunnet.errors import from_outside as from_outside
-from prunnet.errors import told as told
 from prunnet.redact import shown
 from prunnet.storage import seal
 from prunnet.storage.atomic import put_in_place
@@ -237,6 +235,25 @@ def select(table: pa.Table, keys: Iterable[str]) -> pa.Table:
     """The rows of some keys, in that order."""
     position = {key: index for index, key in enumerate(table["unit_key"].to_pylist())}
     return table.take(pa.array([position[key] for key in keys if key in position], type=pa.int64()))
+
+
+KEY = 16
+"""Characters of a key by which commands name a row."""
+
+
+def row_of(table: pa.Table, key: str) -> dict[str, Any]:
+    """The row of a key, or of the only key that begins so; ConfigError, with valid ones, where there is none or there
+    are several. Rows of what was seen during a training are of no subnetwork that is kept, and do not count."""
+    complete = table.filter(pc.equal(table["status"], "complete"))
+    keys = complete["unit_key"].to_pylist()
+    found = [key] if key in keys else [known for known in keys if key and known.startswith(key)]
+    if len(found) != 1:
+        valid = found or keys
+        names = ", ".join(known[:KEY] if len(found) < 2 else known for known in valid[:5])
+        more = f" and {len(valid) - 5} more" if len(valid) > 5 else ""
+        how_many = f"{len(found)} rows have" if found else "no row has"
+        raise ConfigError(f"{how_many} a unit_key that begins with {echo(key)}; valid: {names}{more}")
+    return select(complete, found).to_pylist()[0]
 
 
 def deterministic(table: pa.Table) -> pa.Table:

@@ -31,6 +31,12 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def without_defaults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` without the keys of `defaults` that are at their default: a key that came after the first results were
+    kept changes no hash until somebody sets it. For everything that is hashed."""
+    return {key: value for key, value in values.items() if key not in defaults or value != defaults[key]}
+
+
 def of_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
     """SHA-256 (hex) over names, dtypes, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +11,10 @@ from torch import Tensor
 
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError
-from prunnet.networks.files import NETWORK, load_calibrated
+from prunnet.networks.files import NETWORK
 from prunnet.storage.tensor_files import kind_of
-from prunnet.subnetworks.subnet import Subnetwork, subnetwork
+from prunnet.subnetworks.subnet import Subnetwork
+from prunnet.subnetworks.trained import TrainedHeader, TrainedNetwork
 
 
 class OldNetwork:
@@ -48,14 +48,12 @@ class OldNetwork:
         """Modules that its training left as they began."""
         old_names: Sequence[str] = ()
         if kind_of(path) == NETWORK:
-            net, header, statistics = load_calibrated(path)
-            net.to(self.device)
-            self.cut = subnetwork(net, 1.0, weights_sha=header["weights_sha"])
-            if statistics is not None:
-                self.cut.set_statistics(statistics.tensors, statistics.calibration)
-            self.untrained = untrained(header)
+            network = TrainedNetwork.load(path)
+            network.net.to(self.device)
+            self.cut = network.deployed()
+            self.untrained = untrained(network.header)
             self.classifier = (self.cut.net.classifier.weight.detach(), self.cut.net.classifier.bias.detach())
-            made, old_names = header["preprocessing"], header.get("class_names", ())
+            made, old_names = network.header.preprocessing, network.header.class_names
         else:
             self.cut, made = Subnetwork.load_with_preprocessing(path)
             self.cut.to(self.device)
@@ -80,11 +78,11 @@ class OldNetwork:
         return embeddings.clone()  # outside of inference mode, so that a loss may keep it
 
 
-def untrained(header: Mapping[str, Any]) -> Sequence[str]:
-    """Modules of a saved network that no loss reached; by its method, if an older file does not record them."""
-    if "untrained" in header:
-        return list(header["untrained"])
-    train = header.get("recipe", {}).get("train", {})
+def untrained(header: TrainedHeader) -> Sequence[str]:
+    """Modules of a saved network that no loss reached; where its file, as older ones, does not say, by its method."""
+    if header.untrained is not None:
+        return list(header.untrained)
+    train = header.train
     return ["classifier"] if {train.get("method"), train.get("compatible")} & {"asymmetric", "regression"} else []
 
 
