@@ -74,12 +74,12 @@ def report(
 @app.command(help="Print the row to ship. Example: prunnet best runs/demo --macs 5e6 --min-recall 0.6")
 def best(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
-    macs: Annotated[float | None, typer.Option(help="At most so many MACs an image.")] = None,
-    max_bytes: Annotated[float | None, typer.Option("--bytes", help="At most so many on disk (measured).")] = None,
-    latency_ms: Annotated[float | None, typer.Option(help="At most so many milliseconds an image (measured).")] = None,
-    min_recall: Annotated[float | None, typer.Option(help="At least this recall_at_1, 0 to 1.")] = None,
-    metric: Annotated[str, typer.Option(help="What is to be best.")] = "map",
-    device: Annotated[str | None, typer.Option(help="Where it was measured, such as cpu.")] = None,
+    macs: Annotated[float | None, typer.Option(help="Upper limit of MACs an image.")] = None,
+    max_bytes: Annotated[float | None, typer.Option("--bytes", help="Upper limit of bytes on disk (measured).")] = None,
+    latency_ms: Annotated[float | None, typer.Option(help="Upper limit of milliseconds an image (measured).")] = None,
+    min_recall: Annotated[float | None, typer.Option(help="Lower limit of recall_at_1, 0 to 1.")] = None,
+    metric: Annotated[str, typer.Option(help="The metric to maximise.")] = "map",
+    device: Annotated[str | None, typer.Option(help="Only rows measured on this device, such as cpu.")] = None,
     to: Annotated[Path | None, typer.Option("--export", help="Also export it: NAME.safetensors, .onnx, .pt2.")] = None,
 ) -> None:
     limits = {"--macs": macs, "--bytes": max_bytes, "--latency-ms": latency_ms}
