@@ -18,6 +18,7 @@ from torch.func import functional_call
 
 from benchmarks.common import interleaved, median, precisions, show, speed_of, spread
 from benchmarks.train_step import make
+from prunnet import process
 from prunnet.objectives.masked import Both
 from prunnet.objectives.prunnet import PrunNet
 
@@ -69,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
-    torch.set_num_threads(2)
+    process.prepare(2)
     fp32, *rest = (measure(precision, rounds) for precision in precisions())
     show(**fp32, **{f"{name}_bf16": value for bf16 in rest for name, value in bf16.items()})
 

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.common import interleaved, median, precisions, show, spread
+from prunnet import process
 from prunnet.config import TrainConfig
 from prunnet.data.base import MemoryImages
 from prunnet.data.transforms import Preprocessing
@@ -122,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
-    torch.set_num_threads(2)
+    process.prepare(2)
     started = time.perf_counter()
     fp32, *rest = (measure(p, rounds) | measure_channels(p, rounds) for p in precisions())
     bf16 = {f"{name}_bf16": value for found in rest for name, value in found.items()}

@@ -12,7 +12,7 @@ import numpy as np
 import ray
 
 from cluster.pool import Outcome, Pool
-from prunnet import hashing
+from prunnet import hashing, process
 from prunnet.config import ClusterConfig
 from prunnet.data.base import RetrievalTest
 from prunnet.evaluation import Arrays, Evaluator, FeaturesUnit, Plan, TestUnit
@@ -39,7 +39,8 @@ class Subject:
 class EvaluationActor:
     """An actor: evaluates units of whatever subject comes."""
 
-    def __init__(self) -> None:
+    def __init__(self, cpus: float) -> None:
+        process.prepare(cpus)
         self._evaluators: OrderedDict[str, Evaluator] = OrderedDict()
 
     def features(self, subject: Subject, unit: FeaturesUnit) -> dict[str, Any]:
@@ -63,7 +64,7 @@ class EvaluationActor:
 def start_actor(cluster: ClusterConfig, **options: Any) -> Any:
     """One actor with a recipe's share of CPUs and GPUs."""
     actor_class = ray.remote(num_cpus=cluster.cpus_per_actor, num_gpus=cluster.gpus_per_actor)(EvaluationActor)
-    return actor_class.options(**options).remote()
+    return actor_class.options(**options).remote(cluster.cpus_per_actor)
 
 
 def shared_actors(cluster: ClusterConfig) -> list[Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 from ray.tune.search import Searcher
 from rich.console import Console
 
+from cluster import environment
 from cluster.evaluation import Subject, evaluate
 from cluster.placement import driver_resources
 from cluster.training import FINAL, Watch, train
@@ -279,11 +279,7 @@ def explore(
     stopping: TrialScheduler,
 ) -> None:
     """Runs so many trials, so many at once."""
-    # Epochs report a score, the end reports objectives: Tune would want every metric in every report.
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(concurrent)
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is the job's: Tune would go on for a while
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # or it prints a banner in spite of verbose=0
+    environment.set_for_tune(concurrent)
     storage = place(job.folder) / "tune"
     remove(storage)
     asked = tune.with_resources(tune.with_parameters(trainable, job=job, hosts=list(hosts)), driver_resources())

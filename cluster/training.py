@@ -27,7 +27,7 @@ from rich.console import Console
 from cluster import checkpoints
 from cluster.ending import AGAIN
 from cluster.progress import Board, watched
-from prunnet import data, probe, resume
+from prunnet import data, probe, process, resume
 from prunnet.config import Recipe
 from prunnet.data.base import Dataset
 from prunnet.errors import CheckpointError, ConfigError, DataWarning, PrunnetError, one_line
@@ -158,7 +158,9 @@ def train_worker(config: dict[str, Any]) -> None:
     if "refusal" in ray.get(board.state.remote()):
         return
     try:
-        _train(Recipe.model_validate(config["recipe"]), board, config["watch"], config["origin"])
+        recipe = Recipe.model_validate(config["recipe"])
+        process.prepare(recipe.cluster.cpus_per_worker)
+        _train(recipe, board, config["watch"], config["origin"])
     except FINAL as error:
         told = str(error) if isinstance(error, PrunnetError) else traceback.format_exc()
         user, checkpoint = isinstance(error, PrunnetError), isinstance(error, CheckpointError)
@@ -167,7 +169,6 @@ def train_worker(config: dict[str, Any]) -> None:
 
 
 def _train(recipe: Recipe, board: Any, watch: Watch | None, origin: dict[str, Any] | None) -> None:
-    torch.set_num_threads(max(1, int(recipe.cluster.cpus_per_worker)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # the driver has said it
         dataset = data.load(recipe.data) if watch is None else data.load_for(recipe)

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 
 from prunnet.atomic import put_in_place
 from prunnet.checkpoint import load_tensors, save_tensors
+from prunnet.choices import EMBEDDINGS
 from prunnet.data.base import IntArray
 from prunnet.data.decode import decoded, suffixes
 from prunnet.data.files import Files, ImageFiles, unreadable
@@ -34,7 +35,6 @@ from prunnet.spreadsheet import plain_cell
 from prunnet.storage import place, shown
 
 FORMAT = "prunnet-embeddings"
-FILE = "embeddings.safetensors"
 _WANTED = "wanted: the images that were embedded"
 
 
@@ -53,7 +53,7 @@ class EmbeddingSet:
 
     def save(self, folder: str | Path) -> Path:
         """Writes the set into a folder; returns the file."""
-        path = place(folder) / FILE
+        path = place(folder) / EMBEDDINGS
         header = {"names": list(self.names), "root": shown(self.root), "identity": self.identity}
         save_tensors(path, {"embeddings": torch.from_numpy(np.array(self.embeddings))}, FORMAT, header)
         return path
@@ -62,7 +62,7 @@ class EmbeddingSet:
     def load(cls, folder: str | Path) -> EmbeddingSet:
         """What `save` wrote; CheckpointError for anything else."""
         path = place(folder)
-        file = path / FILE if path.is_dir() else path
+        file = path / EMBEDDINGS if path.is_dir() else path
         tensors, header = load_tensors(file, FORMAT)
         check(EmbeddingsHeader, header, file)
         shape = (len(header["names"]), header["identity"]["embedding_dim"])

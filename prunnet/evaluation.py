@@ -23,7 +23,6 @@ from prunnet.data.base import RetrievalTest
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError
 from prunnet.hashing import canonical_json
-from prunnet.memory import keep_freed_memory
 from prunnet.nets import RetrievalNet
 from prunnet.results import SCHEMA, write_part
 from prunnet.retrieval.features import StoredFeatures, embed, load_features, make_features
@@ -77,7 +76,6 @@ class Plan:
     """Folder of feature files."""
     results: str
     """Folder of the results table."""
-    threads: int
     git_commit: str | None
     sweep_id: str
     device: str
@@ -91,8 +89,6 @@ class Evaluator:
     """Cuts, calibrates, embeds, tests. Runs inside an actor; in a test also without one."""
 
     def __init__(self, plan: Plan, weights: dict[float, Arrays], calibration: np.ndarray, test: RetrievalTest) -> None:
-        torch.set_num_threads(plan.threads)
-        keep_freed_memory()
         self.plan = plan
         self._weights = weights
         self.calibration, self.test = calibration, test
@@ -175,7 +171,7 @@ class Evaluator:
                     **cost,
                     "embedding_dim": query.queries.shape[1],
                     "eval_seconds": query.identity["seconds"] + time.perf_counter() - started,
-                    "threads": self.plan.threads,
+                    "threads": torch.get_num_threads(),
                     "device": self.plan.device,
                     "runtime": f"torch {torch.__version__}",
                     "git_commit": self.plan.git_commit,

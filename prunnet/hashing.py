@@ -6,15 +6,16 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from prunnet.errors import CheckpointError
 from prunnet.seal import tensors_header
 from prunnet.storage import local, place
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 METHOD_VERSION = 1
 """Part of every key and of every training's hash; raised by hand when a change makes earlier results wrong or
@@ -33,6 +34,8 @@ def canonical_json(value: Any) -> str:
 
 def of_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
     """SHA-256 (hex) over names, dtypes, shapes and bytes, in the order of the names."""
+    import numpy as np  # 0.2 s, which a refused recipe is spared
+
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])

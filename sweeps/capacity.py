@@ -17,15 +17,19 @@ Exit code: 0 finished; 1 some capacity failed, the rest is there; 2 the recipe, 
 
 from __future__ import annotations
 
-import sys
+if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refusal need none of them
+    from sweeps.cli import script
+    from sweeps.commands import sweep
+
+    script(sweep.main)
+    raise SystemExit
+
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from analysis import tables
 from analysis.frame import Frame
@@ -35,7 +39,7 @@ from cluster.session import session
 from cluster.training import train
 from prunnet import data, prunable, results
 from prunnet.checkpoint import load_network
-from prunnet.config import Recipe, load_recipe
+from prunnet.config import Recipe
 from prunnet.data.base import Dataset
 from prunnet.errors import DataWarning
 from prunnet.evaluation import FeaturesUnit, Plan
@@ -48,7 +52,7 @@ from prunnet.subnetworks import subnetwork
 from prunnet.training import steps_per_epoch
 from sweeps.printing import Console
 from sweeps.report_files import write_files
-from sweeps.run import Run, absolute_paths, git_commit, one_line_errors, open_run
+from sweeps.run import Run, absolute_paths, git_commit, open_run
 from sweeps.terminal_table import print_table
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
@@ -219,19 +223,3 @@ def draw(run: Run, console: Console, *, raw_csv: bool = False) -> None:
         console.print(f"{'report':<8}{run.folder / 'report.html'}")
     for line in failures:
         console.print(line, style="red")
-
-
-def main(
-    recipe: Annotated[Path, typer.Option(help="YAML recipe.")] = DEFAULT_RECIPE,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, dotted, e.g. train.epochs=3.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what the run has and start over.")] = False,
-) -> None:
-    """Train or load, sweep capacities, write Parquet, draw the front."""
-    with one_line_errors():
-        code = sweep(load_recipe(recipe, set_ or ()), fresh=fresh)
-    sys.exit(code)
-
-
-if __name__ == "__main__":
-    with one_line_errors():  # a full disk or an odd encoding of the terminal meets --help, too
-        typer.run(main)

@@ -6,103 +6,62 @@ Exit codes: 0 done; 1 some capacity failed, the rest is there; 2 what was asked 
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Callable
 
 import typer
 
-from prunnet.atomic import check_output
-from prunnet.errors import ConfigError
-from prunnet.results import best_under
-from sweeps import ablation, capacity, cost, doctor, evaluate, export, layerwise, pack, search
-from sweeps.printing import Console, print_json
-from sweeps.run import Run, check_number, one_line_errors
+from sweeps.commands import ablation, cost, doctor, evaluate, export, layerwise, pack, search, show, sweep
+from sweeps.run import one_line_errors
+
+COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
+    "sweep": (
+        sweep.main,
+        "Train or load a network, sweep capacities, draw the front. Example: prunnet sweep --recipe R",
+    ),
+    "ablation": (ablation.main, "Methods, variants, upgrades over seeds. Example: prunnet ablation --recipe R"),
+    "search": (search.main, "Search for a recipe with Optuna. Example: prunnet search --recipe R"),
+    "layerwise": (
+        layerwise.main,
+        "Keep fractions layer by layer. Example: prunnet layerwise --recipe R --budget 0.2",
+    ),
+    "evaluate": (
+        evaluate.main,
+        "Two networks against each other. Example: prunnet evaluate --query NEW --gallery OLD",
+    ),
+    "pack": (pack.main, "A data set in a few large files. Example: prunnet pack inshop ROOT OUT --verify"),
+    "export": (
+        export.export,
+        "A subnetwork for a device. Example: prunnet export runs/demo --capacity 0.4 --to edge.onnx",
+    ),
+    "embed": (export.embed, "Embed a folder of images. Example: prunnet embed edge.onnx images/ --out emb/"),
+    "query": (
+        export.query,
+        "Retrieval between embeddings. Example: prunnet query emb_q emb_g --top 10 --sheet found.png",
+    ),
+    "cost": (cost.main, "What capacities cost on this device. Example: prunnet cost runs/demo --threads 2"),
+    "report": (
+        show.report,
+        "Tables, figures and page of a sweep or search, drawn again. Example: prunnet report runs/demo",
+    ),
+    "best": (show.best, "The row to ship. Example: prunnet best runs/demo --macs 5e6 --min-recall 0.6"),
+}
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
-
-app.command(
-    "sweep", help="Train or load a network, sweep capacities, draw the front. Example: prunnet sweep --recipe R"
-)(capacity.main)
-app.command("ablation", help="Methods, variants, upgrades over seeds. Example: prunnet ablation --recipe R")(
-    ablation.main
-)
-app.command("search", help="Search for a recipe with Optuna. Example: prunnet search --recipe R")(search.main)
-app.command("layerwise", help="Keep fractions layer by layer. Example: prunnet layerwise --recipe R --budget 0.2")(
-    layerwise.main
-)
-app.command("evaluate", help="Two networks against each other. Example: prunnet evaluate --query NEW --gallery OLD")(
-    evaluate.main
-)
-app.command("pack", help="A data set in a few large files. Example: prunnet pack inshop ROOT OUT --verify")(pack.main)
-app.command(
-    "export", help="A subnetwork for a device. Example: prunnet export runs/demo --capacity 0.4 --to edge.onnx"
-)(export.export)
-app.command("embed", help="Embed a folder of images. Example: prunnet embed edge.onnx images/ --out emb/")(export.embed)
-app.command(
-    "query", help="Retrieval between embeddings. Example: prunnet query emb_q emb_g --top 10 --sheet found.png"
-)(export.query)
-app.command("cost", help="What capacities cost on this device. Example: prunnet cost runs/demo --threads 2")(cost.main)
+for name, (function, what) in COMMANDS.items():
+    app.command(name, help=what)(function)
 app.add_typer(doctor.app, name="doctor")
-
-
-def existing(run: Path) -> Run:
-    """A run's folder; ConfigError where there is none."""
-    if not run.is_dir():
-        raise ConfigError(f"{str(run)!r} is not a folder; valid: a run's, such as runs/demo")
-    return Run(run)
-
-
-@app.command(help="Tables, figures and page of a sweep or search, drawn again. Example: prunnet report runs/demo")
-def report(
-    run: Annotated[Path, typer.Argument(help="A run's folder.")],
-    raw: Annotated[
-        bool, typer.Option("--csv-raw", help="Texts in rows.csv as they are, also where a spreadsheet would run them.")
-    ] = False,
-) -> None:
-    there = existing(run)
-    if (run / "search.json").exists():
-        check_output(run / "search.html", "RUN")
-        search.draw(run, Console())
-    else:
-        there.manifest()
-        check_output(run / "report.html", "RUN")
-        capacity.draw(there, Console(), raw_csv=raw)
-
-
-@app.command(help="The row to ship. Example: prunnet best runs/demo --macs 5e6 --min-recall 0.6")
-def best(
-    run: Annotated[Path, typer.Argument(help="A run's folder.")],
-    macs: Annotated[float | None, typer.Option(help="At most so many MACs an image.")] = None,
-    max_bytes: Annotated[float | None, typer.Option("--bytes", help="At most so many on disk (measured).")] = None,
-    latency_ms: Annotated[float | None, typer.Option(help="At most so many milliseconds an image (measured).")] = None,
-    min_recall: Annotated[float | None, typer.Option(help="At least this recall_at_1, 0 to 1.")] = None,
-    metric: Annotated[str, typer.Option(help="What is to be best.")] = "map",
-    device: Annotated[str | None, typer.Option(help="Where it was measured, such as cpu.")] = None,
-) -> None:
-    limits = {"--macs": macs, "--bytes": max_bytes, "--latency-ms": latency_ms}
-    for option, limit in limits.items():
-        check_number(option, limit, 0, 1e18)
-    check_number("--min-recall", min_recall, 0, 1)
-    row = best_under(
-        existing(run).results,
-        macs=macs,
-        bytes_on_disk=max_bytes,
-        latency_ms=latency_ms,
-        min_recall=min_recall,
-        metric=metric,
-        device=device,
-    )
-    print_json({name: value for name, value in row.items() if value is not None})
-    if row["query_capacity"] is None:
-        return
-    ship = f"prunnet export {run} --capacity {row['query_capacity']:g} --to edge.onnx"
-    Console(stderr=True).print(f"to ship it: {ship}")
 
 
 def main() -> None:
     """Entry point: a user's mistake ends in one line and exit code 2."""
     with one_line_errors():
         app()
+
+
+def script(command: Callable[..., None]) -> None:
+    """Runs one command as a script of its own, such as `python sweeps/capacity.py`."""
+    with one_line_errors():  # a full disk or an odd encoding of the terminal meets --help, too
+        typer.run(command)
 
 
 if __name__ == "__main__":

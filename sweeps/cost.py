@@ -6,44 +6,37 @@ prunnet cost runs/demo --capacity 1.0 --capacity 0.5 --runtime onnxruntime --thr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from prunnet.config import check_capacity
 from prunnet.data.transforms import Preprocessing
-from prunnet.errors import ConfigError, echo
+from prunnet.errors import ConfigError
 from prunnet.families import Family
-from prunnet.latency import RUNTIMES, SECONDS, measure
+from prunnet.latency import measure
 from prunnet.plan import allocation_of
 from prunnet.subnetworks import subnetwork
 from sweeps.printing import Console, print_json
-from sweeps.run import check_number
 from sweeps.terminal_table import print_table
 
-USUAL = (1.0, 0.8, 0.6, 0.4, 0.2)
 
-
-def main(
-    run: Annotated[Path, typer.Argument(help="A run's folder, or a network's file.")],
-    capacity: Annotated[list[float] | None, typer.Option(help="Each that is to be measured; five if not said.")] = None,
-    runtime: Annotated[str, typer.Option(help=f"{', '.join(RUNTIMES)}.")] = "eager",
-    threads: Annotated[int, typer.Option(min=1, max=1024, help="Of the runtime.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu, or cuda where there is a GPU.")] = "cpu",
-    seconds: Annotated[float, typer.Option(help="How long each is repeated, at least.")] = SECONDS,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a capacity.")] = False,
+def show_costs(
+    run: Path,
+    capacities: Sequence[float],
+    *,
+    runtime: str,
+    threads: int,
+    device: str,
+    seconds: float,
+    as_json: bool,
 ) -> None:
-    check_number("--seconds", seconds, 0.01, 3600)
-    if runtime not in RUNTIMES:
-        raise ConfigError(f"--runtime {echo(runtime)}; valid: {', '.join(RUNTIMES)}")
+    """Measures cuts of a run's networks by turns, and prints a table, or one JSON object a capacity."""
     family = Family.of_run(run)
     console = Console()
     head = ("capacity", "MMACs", "compact", "bytes", "ms, batch 1", "ms, batch 32", "peak MB")
     lines, cuts = [], []
-    for wanted in capacity or USUAL:
-        net, header = family.members[family.serving(check_capacity(wanted))]
+    for wanted in capacities:
+        net, header = family.members[family.serving(wanted)]
         if header.get("preprocessing") is None:
             raise ConfigError(f"{str(run)!r} does not say what its images are like")
         preprocessing = Preprocessing.from_json(header["preprocessing"])
@@ -51,7 +44,7 @@ def main(
         cuts.append(_on(cut, device))
     with Console(stderr=True).status(f"measuring {len(cuts)} cuts by turns"):
         measured = measure(cuts, preprocessing, runtime=runtime, threads=threads, seconds=seconds)
-    for wanted, cut, found in zip(capacity or USUAL, cuts, measured, strict=True):
+    for wanted, cut, found in zip(capacities, cuts, measured, strict=True):
         ideal = cut.cost(preprocessing.image_size)
         if as_json:
             print_json({"capacity": wanted, **asdict(ideal), **asdict(found)}, indent=None)

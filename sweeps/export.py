@@ -11,19 +11,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from prunnet import data
-from prunnet.atomic import check_output, put_in_place
+from prunnet.atomic import put_in_place
 from prunnet.config import Recipe, apply_override, check_capacity, parse_recipe
 from prunnet.data.base import Dataset
 from prunnet.data.transforms import Preprocessing
-from prunnet.embeddings import FILE, EmbeddingSet, contact_sheet, embed_folder, write_csv
+from prunnet.embeddings import EmbeddingSet, contact_sheet, embed_folder, write_csv
 from prunnet.embeddings import query as answers_to
-from prunnet.errors import CheckpointError, ConfigError, echo
-from prunnet.export import PRECISIONS, Exported, check_format, identity, open_export
+from prunnet.errors import CheckpointError, ConfigError
+from prunnet.export import Exported, identity, open_export
 from prunnet.export import export as write
 from prunnet.families import Family
 from prunnet.nested import MAGIC, Nested, ends
@@ -75,28 +73,14 @@ class Source:
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A run's folder, or a network's file.")],
-    to: Annotated[Path, typer.Option(help="NAME.safetensors, NAME.onnx, NAME.pt2; --progressive: any name.")],
-    capacity: Annotated[float | None, typer.Option(help="Of the subnetwork, 0 to 1.")] = None,
-    progressive: Annotated[str | None, typer.Option(help="Capacities in one file, such as 0.2,0.4,1.0.")] = None,
-    precision: Annotated[str, typer.Option(help=f"{', '.join(PRECISIONS)}.")] = "fp32",
-    measure: Annotated[
-        bool | None, typer.Option(help="Test the file against the dense gallery; the default where precision is lost.")
-    ] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. data.root=DIR.")] = None,
+    run: Path, to: Path, capacity: float, *, precision: str, measure: bool | None, overrides: Sequence[str]
 ) -> None:
-    if (capacity is None) == (progressive is None):
-        raise ConfigError("one of --capacity and --progressive is needed, such as --capacity 0.4")
-    if precision not in PRECISIONS:
-        raise ConfigError(f"--precision {precision!r}; valid: {', '.join(PRECISIONS)}")
-    check_output(to, "--to")
-    if progressive is None:
-        check_format(to, precision)
-    console, source = Console(), Source.of(run, set_ or [])
-    if progressive is not None:
-        _export_progressive(source, to, progressive, precision, console)
-        return
-    assert capacity is not None
+    """Writes a subnetwork of a run for a device, and tests the file where that is asked for or precision is lost.
+
+    Args:
+        overrides: see `Source.of`.
+    """
+    console, source = Console(), Source.of(run, overrides)
     cut = source.cut(capacity)
     write(cut, to, source.identity(cut, precision))
     console.print(f"{to}: capacity {capacity:g}, {precision}, {to.stat().st_size:,} bytes")
@@ -104,13 +88,9 @@ def export(
         _measure(source, cut, open_export(to, trust_code=True), console)  # our own, of this moment
 
 
-def _export_progressive(source: Source, to: Path, said: str, precision: str, console: Console) -> None:
-    if precision != "fp32":
-        raise ConfigError(f"--precision {precision!r}: a progressive file is exact, fp32")
-    try:
-        capacities = [float(part) for part in said.split(",")]
-    except ValueError:
-        raise ConfigError(f"--progressive {said!r}; valid: capacities with commas, such as 0.2,0.4,1.0") from None
+def export_progressive(run: Path, to: Path, capacities: Sequence[float], *, overrides: Sequence[str]) -> None:
+    """Writes several capacities of a run's network into one file, whose prefixes are subnetworks."""
+    console, source = Console(), Source.of(run, overrides)
     if len(source.family.members) > 1:
         raise ConfigError("--progressive: these are several networks, whose weights do not nest")
     cuts = [source.cut(capacity) for capacity in capacities]
@@ -137,18 +117,17 @@ def _measure(source: Source, cut: Subnetwork, exported: Exported, console: Conso
 
 
 def embed(
-    model: Annotated[Path, typer.Argument(help="An export, a progressive file, a saved subnetwork or a network.")],
-    images: Annotated[Path, typer.Argument(help="A folder of images at any depth, or a .zip.")],
-    out: Annotated[Path, typer.Option(help="Folder for the embeddings.")],
-    capacity: Annotated[float | None, typer.Option(help="Of a progressive file; its largest if not said.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, max=10**6, help="Images at a time.")] = 64,
-    skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="Leave them out, by name.")] = False,
-    trust_code: Annotated[
-        bool, typer.Option("--trust-code", help="Open a .pt2, which can run any code that its maker put into it.")
-    ] = False,
+    model: Path,
+    images: Path,
+    out: Path,
+    *,
+    capacity: float | None,
+    batch_size: int,
+    skip_unreadable: bool,
+    trust_code: bool,
 ) -> None:
+    """Embeds a folder of images."""
     console = Console()
-    check_output(out / FILE, "--out")
     embedder, said = _opened(model, capacity, trust_code)
     preprocessing = Preprocessing.from_json(said["preprocessing"])
     made, left_out = embed_folder(
@@ -182,22 +161,8 @@ def _opened(model: Path, capacity: float | None, trust_code: bool) -> tuple[Embe
     return exported, exported.identity
 
 
-def query(
-    queries: Annotated[Path, typer.Argument(metavar="EMB_Q", help="Embeddings of the queries (prunnet embed).")],
-    gallery: Annotated[Path, typer.Argument(metavar="EMB_G", help="Embeddings of the gallery.")],
-    top: Annotated[int, typer.Option(min=1, max=10**6, help="Answers a query.")] = 10,
-    to: Annotated[Path | None, typer.Option("--csv", help="Write all answers there.")] = None,
-    raw: Annotated[
-        bool, typer.Option("--csv-raw", help="Names as they are, also where a spreadsheet would run them.")
-    ] = False,
-    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet (PNG) there.")] = None,
-    rows: Annotated[int, typer.Option(min=1, max=10_000, help="Queries on the sheet.")] = 20,
-) -> None:
-    for path, option in ((to, "--csv"), (sheet, "--sheet")):
-        if path is not None:
-            check_output(path, option)
-    if sheet is not None and sheet.suffix.lower() != ".png":
-        raise ConfigError(f"--sheet {echo(str(sheet))}; valid: a name that ends in .png")
+def query(queries: Path, gallery: Path, *, top: int, to: Path | None, raw: bool, sheet: Path | None, rows: int) -> None:
+    """Searches one set of embeddings in another: prints the answers, or writes them as CSV and as a contact sheet."""
     asked, known = EmbeddingSet.load(queries), EmbeddingSet.load(gallery)
     if sheet is not None and min(top, len(known.names)) > WIDEST:
         raise ConfigError(f"--top {top}: a contact sheet shows up to {WIDEST} answers a query")

@@ -17,7 +17,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel
 
 from cluster.ending import Stopped, end, family, stoppable
-from cluster.session import in_submitted_job
+from cluster.environment import in_submitted_job
 from prunnet.config import Recipe
 from prunnet.errors import ConfigError, DataWarning, from_outside, told
 from prunnet.hashing import of_json
@@ -25,6 +25,9 @@ from prunnet.seal import read_json, write_json, write_yaml
 from prunnet.storage import is_url, lock_file, place, private_folder, shown
 from sweeps.printing import Console, any_encoding, silence
 from sweeps.run_folder import LOCK, check_folder, clear, mark_folder, note_of
+
+RECIPES = Path(__file__).parent / "recipes"
+"""Those that come with prunnet."""
 
 
 @dataclass(frozen=True)

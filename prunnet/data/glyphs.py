@@ -10,13 +10,14 @@ The same seed gives the same bytes for the same fonts (pinned by hash) and raste
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
+import importlib.util
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from fontTools import unicodedata as scripts
@@ -133,13 +134,15 @@ def _root(joined: dict[int, int], code: int) -> int:
 
 
 def _font_files() -> list[Path]:
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    library = importlib.util.find_spec("matplotlib")  # its files are needed, and not the library
+    folder = Path((library and library.origin) or "").parent / "mpl-data" / "fonts" / "ttf"
+    version = importlib.metadata.version("matplotlib")
     for name, sha in FONTS.items():
         path = folder / name
         found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
         if found != sha:
             raise DataError(
-                f"font {name} of matplotlib {matplotlib.__version__} is not the one that glyphs are made of "
+                f"font {name} of matplotlib {version} is not the one that glyphs are made of "
                 f"(sha256 {found[:12]}, wanted {sha[:12]}); install the versions of constraints.txt"
             )
     return [folder / name for name in FONTS]
