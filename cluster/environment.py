@@ -14,8 +14,12 @@ _LOOKS = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 _LOOK_EVERY_SECONDS = "0.5"
 """Ray Train takes a worker's checkpoint at its next look, and the worker waits for that: 2 s, left to itself, which is
 longer than an epoch of a small network."""
+_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+"""Ray Train starts a process, 2 s, that asks whether a machine is about to be taken away."""
 _HEAD_PATIENCE = "RAY_gcs_server_port_wait_time_s"
 _PROXIES = ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
+_before: dict[str, str | None] = {}
+"""Values of variables that are set only while a cluster is there."""
 
 
 def address() -> str | None:
@@ -42,26 +46,34 @@ def has_proxy() -> bool:
     return any(os.environ.get(name) for name in _PROXIES)
 
 
-def set_for_cluster(api: str, around_proxies: list[str]) -> dict[str, str]:
+def set_for_cluster(api: str, around_proxies: list[str], *, own: bool) -> dict[str, str]:
     """Sets what a cluster's processes must know, which those of a new cluster inherit; returns it, for the processes of
     a cluster that is joined.
 
     Args:
         api: address of *this* cluster's state API.
         around_proxies: hosts that are not asked through a proxy.
+        own: whether the cluster is started by this process: its machine is not taken away from it with a notice.
     """
     variables = {_API_URL: api, _LOOKS: os.environ.get(_LOOKS, _LOOK_EVERY_SECONDS)}
+    if own:
+        variables[_WATCHER] = os.environ.get(_WATCHER, "0")
     if around_proxies:
         given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
         hosts = ",".join(dict.fromkeys([*filter(None, given.split(",")), *around_proxies]))
         variables |= {"NO_PROXY": hosts, "no_proxy": hosts}
+    _before.update({name: os.environ.get(name) for name in (_API_URL, _WATCHER)})
     os.environ.update(variables)
     return variables
 
 
 def forget_cluster() -> None:
-    """Another cluster may have another state API."""
-    os.environ.pop(_API_URL, None)
+    """Another cluster may have another state API, and lose machines."""
+    for name, value in _before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    _before.clear()
 
 
 def let_head_start(seconds: float) -> None:

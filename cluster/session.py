@@ -56,8 +56,6 @@ def session(config: ClusterConfig, *, state_api: bool = False) -> Iterator[None]
     try:
         cluster = f"the cluster of {ADDRESS}={address}" if address else "Ray"
         with depending_on(cluster, _ray_here(), _head_answers()):
-            f"the cluster of {ADDRESS}={address}" if address else "Ray", _ray_here(), _head_answers()
-        ):
             wait_for_resources(config)
             if state_api:
                 check_state_api()
@@ -87,7 +85,7 @@ def _start(address: str | None, state_api: bool) -> None:
         port = _free_port()
         api = f"http://127.0.0.1:{port}"
         more |= {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
-    variables = environment.set_for_cluster(api, _around_proxies(address, api))
+    variables = environment.set_for_cluster(api, _around_proxies(address, api), own=not address)
     if address:
         more["runtime_env"] = {"env_vars": variables}
     before, patience = family(), _patience()

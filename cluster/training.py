@@ -20,12 +20,12 @@ import ray
 import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-from cluster import checkpoints
+from cluster import checkpoints, process_group
 from cluster.ending import AGAIN
+from cluster.process_group import ProcessGroup
 from cluster.progress import Board, watched
 from prunnet import data, probe, process, resume
 from prunnet.config import Recipe
@@ -106,7 +106,7 @@ def _fit(
     board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     cluster = recipe.cluster
     gpus = cluster.gpus_per_worker
-    trainer = TorchTrainer(
+    trainer = process_group.Trainer(
         train_worker,
         train_loop_config={**loop, "board": board},
         scaling_config=ScalingConfig(
@@ -114,7 +114,7 @@ def _fit(
             use_gpu=gpus > 0,
             resources_per_worker={"CPU": cluster.cpus_per_worker, **({"GPU": gpus} if gpus else {})},
         ),
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        backend_config=ProcessGroup("nccl" if gpus else "gloo"),
         run_config=RunConfig(
             name=name,
             storage_path=str(folder),
@@ -123,8 +123,6 @@ def _fit(
             callbacks=list(callbacks),
         ),
     )
-    # Else Ray Train takes Ctrl-C for itself in the main thread, and ends the process with its own exit code.
-    trainer._register_sigint_handler = lambda controller: None  # type: ignore[attr-defined]
     with watched(board, console):
         try:
             result = trainer.fit()
@@ -169,10 +167,12 @@ def train_worker(config: dict[str, Any]) -> None:
 
 
 def _train(recipe: Recipe, board: Any, watch: Watch | None, origin: dict[str, Any] | None) -> None:
+    from ray.train.torch import get_device
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # the driver has said it
         dataset = data.load(recipe.data) if watch is None else data.load_for(recipe)
-    trainer = make_trainer(recipe, dataset, ray.train.torch.get_device())
+    trainer = make_trainer(recipe, dataset, get_device())
     if trainer.reducer.rank == 0 and trainer.notes:
         board.post.remote(notes=trainer.notes)
     saver = Saver(trainer, recipe, dataset.class_names, board, origin)
