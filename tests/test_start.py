@@ -1,0 +1,104 @@
+"""What a command imports: nothing heavy before its arguments and its recipe are accepted. Nothing is timed here;
+docs/PERFORMANCE.md has the figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sweeps.cli import COMMANDS
+from tests.conftest import REPOSITORY
+
+HEAVY = ("faiss", "matplotlib", "numba", "numpy", "optuna", "plotly", "pyarrow", "ray", "timm", "torch", "torchvision")
+SCRIPTS = ("capacity", "ablation", "search", "layerwise")
+REFUSED = (
+    (["sweep", "--set", "train.epoch=1"], "did you mean 'train.epochs'"),
+    (["sweep", "--set", "train.epochs=0"], "train.epochs"),
+    (["sweep", "--set", "train.method=prunet"], "unknown train.method 'prunet'"),
+    (["sweep", "--set", "data.background=blak"], "colour 'blak'"),
+    (["sweep", "--recipe", "nowhere.yaml"], "is not a file"),
+    (["sweep", "--epochs", "3"], "No such option"),
+    (["layerwise", "--sampler", "oracle"], "--sampler 'oracle'"),
+    (["layerwise", "--budget", "2"], "capacity 2.0 is out of range"),
+    (["ablation", "--set", "train.epoch=1"], "did you mean 'train.epochs'"),
+    (["search", "--set", "train.epoch=1"], "did you mean 'train.epochs'"),
+    (["cost", "run", "--runtime", "abacus"], "--runtime 'abacus'"),
+    (["cost", "run", "--capacity", "0"], "0 < capacity <= 1"),
+    (["export", "run", "--to", "edge.onnx"], "one of --capacity and --progressive"),
+    (["export", "run", "--to", "edge.gif", "--capacity", "0.5"], "valid: a name that ends in .safetensors"),
+    (["evaluate", "--query", "a", "--gallery", "b", "--split", "train"], "--split 'train'"),
+    (["pack", "inshop", "root", "out", "--set", "data.boxs=true"], "did you mean 'data.boxes'"),
+    (["doctor", "backbone", "resnet18", "--image-size", "4"], "--image-size"),
+    (["doctor", "data", "inshop", "root", "--set", "data.boxs=true"], "did you mean 'data.boxes'"),
+    (["query", "a", "b", "--sheet", "found.gif"], "ends in .png"),
+    (["best", "nowhere"], "is not a folder"),
+    (["report", "nowhere"], "is not a folder"),
+)
+RUN = """
+import json, runpy, sys
+heavy, script, sys.argv = json.loads(sys.argv[1])
+code = None
+try:
+    if script:
+        runpy.run_path(script, run_name="__main__")
+    else:
+        from sweeps.cli import main
+        main()
+except SystemExit as ended:
+    code = ended.code or 0
+print(json.dumps([code, [name for name in heavy if name in sys.modules]]))
+"""
+
+
+def run(words: list[str], folder: Path, script: str = "") -> tuple[int | None, list[str], str]:
+    """Exit code, heavy modules that were imported, and output of a command in a process of its own."""
+    asked = json.dumps([HEAVY, script, ["prunnet", *words]])
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "400"}
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, asked], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    *said, last = done.stdout.splitlines()
+    code, imported = json.loads(last)
+    return code, imported, "\n".join([*said, done.stderr])
+
+
+@pytest.mark.parametrize(
+    "words", [[], *([name] for name in COMMANDS), ["doctor", "backbone"], ["doctor", "data"]], ids=" ".join
+)
+def test_help_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
+    code, imported, said = run([*words, "--help"], tmp_path)
+    assert (code, imported) == (0, [])
+    assert "Usage: " in said
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_helps_and_refuses_without_what_its_job_needs(name: str, tmp_path: Path) -> None:
+    script = str(REPOSITORY / "sweeps" / f"{name}.py")
+    code, imported, said = run(["--help"], tmp_path, script)
+    assert (code, imported) == (0, [])
+    assert "--recipe" in said
+    code, imported, said = run(["--set", "train.epoch=1"], tmp_path, script)
+    assert (code, imported) == (2, [])
+    assert "did you mean 'train.epochs'" in said
+
+
+@pytest.mark.parametrize(("words", "says"), REFUSED, ids=[" ".join(words) for words, _ in REFUSED])
+def test_a_refusal_imports_nothing_heavy(words: list[str], says: str, tmp_path: Path) -> None:
+    code, imported, said = run(words, tmp_path)
+    assert (code, imported) == (2, [])
+    assert says in said
+
+
+def test_the_package_is_imported_without_what_its_names_need() -> None:
+    script = f"import sys, prunnet, prunnet.config; print([name for name in {HEAVY!r} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
+    script = "import sys; from prunnet import RetrievalNet; print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert found.stdout == "True\n"
