@@ -31,7 +31,6 @@ from prunnet import data, results
 from prunnet.atomic import write_text
 from prunnet.config import Recipe
 from prunnet.errors import PrunnetError, one_line
-from prunnet.experiments import Trial
 from prunnet.families import Family, finished, stages
 from prunnet.methods import METHODS
 from prunnet.plan import evaluation_plan, network_arrays, plan_units
@@ -39,6 +38,7 @@ from prunnet.probe import ProbeConfig
 from prunnet.redact import restored
 from prunnet.results import ranked_by, trial_folder
 from prunnet.storage import place, remove, shown
+from prunnet.trial import Trial
 
 VALUE, LIMIT, FAILED = "value:", "limit:", "failed"
 """Keys of a trial's last report: its objectives, how far it is beyond each limit, or why it failed."""

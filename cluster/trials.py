@@ -11,7 +11,8 @@ from cluster.pool import Pool
 from cluster.session import session
 from prunnet import process
 from prunnet.config import ClusterConfig
-from prunnet.experiments import Trial, run_trial
+from prunnet.experiments import run_trial
+from prunnet.trial import Trial
 
 
 class Worker:

@@ -29,7 +29,8 @@ from pathlib import Path
 from prunnet import process, results
 from prunnet.atomic import check_output
 from prunnet.errors import PrunnetError
-from prunnet.experiments import Trial, run_trial
+from prunnet.experiments import run_trial
+from prunnet.trial import Trial
 from sweeps.ablation_recipe import Ablation
 from sweeps.printing import Console
 from sweeps.run import Run, git_commit, open_run

@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prunnet.config import Recipe, Seed, apply_override, changed, explain, parse_recipe
 from prunnet.errors import ConfigError, echo, unknown
-from prunnet.experiments import Trial
 from prunnet.methods import METHODS
+from prunnet.trial import Trial
 from prunnet.yaml_reader import read_yaml
 from sweeps.run import absolute_paths
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Changes = dict[str, Any]
 OLD = "the old network of the trial"

@@ -45,10 +45,10 @@ from cluster.session import session
 from prunnet import results
 from prunnet.atomic import write_bytes, write_text
 from prunnet.errors import ConfigError
-from prunnet.experiments import Trial
 from prunnet.probe import ProbeConfig, spread
 from prunnet.seal import read_json, write_json, write_yaml
 from prunnet.storage import remove, shown
+from prunnet.trial import Trial
 from sweeps.capacity import open_data
 from sweeps.printing import Console
 from sweeps.run import Run, git_commit, open_run

@@ -14,7 +14,8 @@ from analysis import comparison
 from prunnet import results
 from prunnet.config import parse_recipe
 from prunnet.errors import ConfigError, ResultsError
-from prunnet.experiments import Trial, run_trial
+from prunnet.experiments import run_trial
+from prunnet.trial import Trial
 from sweeps.ablation_recipe import Ablation, load_ablation
 from sweeps.cli import app
 from tests.test_method_jobs import SMALL

@@ -24,7 +24,8 @@ from prunnet.data.lists import Lists, whole_number
 from prunnet.data.names import below
 from prunnet.data.roots import open_root
 from prunnet.errors import DataError
-from prunnet.experiments import Trial, run_trial
+from prunnet.experiments import run_trial
+from prunnet.trial import Trial
 from tests.layouts import LAYOUTS, SIDE, put, text
 
 TEST_ONLY = ("roxford5k", "rparis6k")

@@ -21,11 +21,11 @@ from prunnet import results
 from prunnet.config import Recipe, load_recipe
 from prunnet.errors import CheckpointError, ConfigError, one_line
 from prunnet.evaluation import evaluate_here
-from prunnet.experiments import Trial
 from prunnet.families import train_here
 from prunnet.plan import evaluation_plan, network_arrays, plan_units
 from prunnet.redact import restored
 from prunnet.storage import place, shown
+from prunnet.trial import Trial
 from sweeps.capacity import conclude, open_data, trained_networks
 from sweeps.cli import app
 from sweeps.printing import Console

@@ -15,8 +15,8 @@ from optuna.trial import TrialState
 from analysis import search as found
 from cluster.search import FAILED, LIMIT, VALUE, Job, Ledger, scheduler
 from prunnet.errors import ConfigError
-from prunnet.experiments import Trial
 from prunnet.storage import place
+from prunnet.trial import Trial
 from sweeps.search import trial_at
 from sweeps.search_recipe import Search, SearchFile
 from sweeps.study import JOURNAL, open_study
