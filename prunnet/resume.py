@@ -21,9 +21,9 @@ from prunnet.checkpoint import (
     save_training,
 )
 from prunnet.config import Recipe
-from prunnet.data.base import Dataset, changed
+from prunnet.data.base import check_images as check_images
 from prunnet.data.transforms import Preprocessing
-from prunnet.errors import CheckpointError, DataError
+from prunnet.errors import CheckpointError
 from prunnet.storage import place
 from prunnet.subnetworks import dense_statistics
 from prunnet.training import Trainer, batchnorm_state
@@ -62,20 +62,6 @@ def intact(folders: Iterable[str | Path], training_hash: str) -> tuple[list[Inta
         except (KeyError, TypeError, ValueError, IndexError):
             damaged[folder.name] = f"checkpoint {folder.name} is damaged: its header is not one of a training"
     return sorted(whole, key=lambda found: found.step), damaged
-
-
-def check_images(before: Mapping[str, Any] | None, dataset: Dataset, how: str, what: str) -> None:
-    """DataError where the training images are not those that `what` was trained on, as far as both say.
-
-    Args:
-        how: `data.fingerprint`.
-    """
-    now = dataset.origin(how) if before else None
-    if before and now and (said := changed(before, now, how)):
-        accept = "; data.fingerprint=sizes looks at no times" if said == "other modification times of images" else ""
-        raise DataError(
-            f"{what} was trained on other images ({said}): --fresh trains anew, another name keeps both{accept}"
-        )
 
 
 def _check_hash(folder: str | Path, header: dict[str, Any], training_hash: str) -> None:

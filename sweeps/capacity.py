@@ -24,36 +24,30 @@ if __name__ == "__main__":  # before the imports below, which take seconds: --he
     script(sweep.main)
     raise SystemExit
 
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from analysis import tables
-from analysis.frame import Frame
 from cluster.evaluation import Subject, evaluate
 from cluster.progress import bar
 from cluster.session import session
 from cluster.training import train
-from prunnet import data, prunable, results
+from prunnet import prunable, results
 from prunnet.checkpoint import load_network
 from prunnet.config import Recipe
 from prunnet.data.base import Dataset
-from prunnet.errors import DataWarning
 from prunnet.evaluation import FeaturesUnit, Plan
 from prunnet.families import Family, finished, fitting, make_net, stages
 from prunnet.latency import measure
 from prunnet.plan import Units, allocation_of, evaluation_plan, network_arrays, plan_units
-from prunnet.seal import read_text
-from prunnet.storage import shown
 from prunnet.subnetworks import subnetwork
 from prunnet.training import steps_per_epoch
+from sweeps.drawing import draw
+from sweeps.finished import determinants, open_data
 from sweeps.printing import Console
-from sweeps.report_files import write_files
 from sweeps.run import Run, absolute_paths, git_commit, open_run
-from sweeps.terminal_table import print_table
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 NOT_FETCHED = {"pretrained": False, "weights": None}
@@ -76,18 +70,8 @@ def sweep(recipe: Recipe, *, fresh: bool = False, console: Console | None = None
             if recipe.sweep.measure != "off":
                 cluster.close()  # what is measured has the machine to itself
             failures = evaluate_missing(recipe, run, dataset, family, units, console)
-        conclude(recipe, run, family, units, failures, console)
+        conclude(recipe, run, dataset, family, units, failures, console)
     return 1 if failures else 0
-
-
-def open_data(recipe: Recipe, console: Console) -> Dataset:
-    """Training set and tests, with what a user should know of these copies."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)  # said once, below, instead of by every worker
-        dataset = data.load_for(recipe)
-    for note in dataset.notes:
-        console.print(f"note: {note}", style="yellow")
-    return dataset
 
 
 def trained_networks(recipe: Recipe, run: Run, dataset: Dataset, console: Console, cluster: ExitStack) -> Family:
@@ -174,12 +158,19 @@ def with_measured(
 
 
 def conclude(
-    recipe: Recipe, run: Run, family: Family, units: Units, failures: list[tuple[float, str]], console: Console
+    recipe: Recipe,
+    run: Run,
+    dataset: Dataset,
+    family: Family,
+    units: Units,
+    failures: list[tuple[float, str]],
+    console: Console,
 ) -> None:
     """Records what the sweep consists of and what failed; prints the table, draws the front, writes the report."""
     run.write_recipe(recipe)
     told = {"name": recipe.name, "unit_keys": list(units.tests), "failures": failures}
-    run.write_manifest({**told, **training_told(recipe, family)})
+    determined = {"determined_by": determinants(recipe, run, dataset)}
+    run.write_manifest({**told, **training_told(recipe, family), **determined})
     draw(run, console)
 
 
@@ -191,35 +182,3 @@ def training_told(recipe: Recipe, family: Family) -> dict[str, Any]:
         cut = subnetwork(net, capacity, allocation=allocation_of(header), weights_sha=header["weights_sha"])
         kept[f"{capacity:g}"] = {name: float(mask.float().mean()) for name, mask in cut.masks.items()}
     return {"kept": kept, "history": header.get("history", []), "conflicts": header.get("conflicts", [])}
-
-
-def draw(run: Run, console: Console, *, raw_csv: bool = False) -> None:
-    """Table, front and report of the last sweep in a run's folder; `raw_csv` leaves texts in rows.csv as they are."""
-    manifest = run.manifest()
-    frame = Frame.load(run.results, manifest["unit_keys"])
-    failures = [f"capacity {capacity:g} failed: {error}" for capacity, error in manifest["failures"]]
-    if len(frame):
-        print_table(
-            console,
-            tables.head(frame),
-            tables.capacity_table(frame, tables.LINES),
-            drop=tables.less_important(frame),
-            title=f"{manifest['name']}: {len(frame)} tests",
-        )
-        if said := tables.shortened(frame):
-            console.print(said)
-        write_files(
-            run.folder,
-            frame,
-            title=f"Capacity sweep {manifest['name']}",
-            command=f"python sweeps/capacity.py --recipe {shown(run.recipe)}",
-            recipe=shown(read_text(run.recipe)),
-            raw_csv=raw_csv,
-            failures=failures,
-            **{name: manifest[name] for name in ("kept", "history", "conflicts") if name in manifest},
-        )
-        for what, path in (("results", run.results), ("front", run.folder / "pareto.png")):
-            console.print(f"{what:<8}{path}")
-        console.print(f"{'report':<8}{run.folder / 'report.html'}")
-    for line in failures:
-        console.print(line, style="red")

@@ -46,7 +46,8 @@ from prunnet.families import Family
 from prunnet.layerwise import Budget, Keep
 from prunnet.plan import Units, evaluation_plan, network_arrays, plan_units
 from prunnet.subnetworks import calibration_loader, subnetwork
-from sweeps.capacity import open_data, trained_networks
+from sweeps.capacity import trained_networks
+from sweeps.finished import open_data
 from sweeps.printing import Console
 from sweeps.run import Run, absolute_paths, git_commit, open_run
 from sweeps.study import journal, quiet_optuna

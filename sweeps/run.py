@@ -86,7 +86,7 @@ def _epoch(entry: dict[str, float | None]) -> dict[str, float | None]:
 
 
 class Manifest(BaseModel):
-    """What `manifest.json` holds; the last three are absent from old ones."""
+    """What `manifest.json` holds; the last four are absent from old ones."""
 
     name: str
     unit_keys: list[str]
@@ -94,6 +94,8 @@ class Manifest(BaseModel):
     kept: dict[Annotated[str, AfterValidator(_number)], dict[str, float]] = {}
     history: list[Annotated[dict[str, float | None], AfterValidator(_epoch)]] = []
     conflicts: list[dict[str, float | None]] = []
+    determined_by: str = ""
+    """See `sweeps.finished.determinants`."""
 
 
 @contextmanager

@@ -49,7 +49,7 @@ from prunnet.probe import ProbeConfig, spread
 from prunnet.seal import read_json, write_json, write_yaml
 from prunnet.storage import remove, shown
 from prunnet.trial import Trial
-from sweeps.capacity import open_data
+from sweeps.finished import open_data
 from sweeps.printing import Console
 from sweeps.run import Run, git_commit, open_run
 from sweeps.run_folder import FRONT, clear

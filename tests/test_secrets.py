@@ -26,8 +26,9 @@ from prunnet.plan import evaluation_plan, network_arrays, plan_units
 from prunnet.redact import restored
 from prunnet.storage import place, shown
 from prunnet.trial import Trial
-from sweeps.capacity import conclude, open_data, trained_networks
+from sweeps.capacity import conclude, trained_networks
 from sweeps.cli import app
+from sweeps.finished import open_data
 from sweeps.printing import Console
 from sweeps.run import Run, absolute_paths, one_line_errors, open_run
 from sweeps.search import conclude as conclude_search

@@ -35,9 +35,9 @@ def report(
     else:
         there.manifest()
         check_output(run / "report.html", "RUN")
-        from sweeps import capacity
+        from sweeps.drawing import draw
 
-        capacity.draw(there, Console(), raw_csv=raw)
+        draw(there, Console(), raw_csv=raw)
 
 
 def best(

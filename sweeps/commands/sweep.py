@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from prunnet.config import load_recipe
-from sweeps.run import RECIPES, one_line_errors
+from prunnet.config import Recipe, load_recipe
+from sweeps.printing import Console
+from sweeps.run import RECIPES, absolute_paths, one_line_errors, open_run, storage
 
 
 def main(
@@ -19,8 +20,19 @@ def main(
 ) -> None:
     """Train or load, sweep capacities, write Parquet, draw the front."""
     with one_line_errors():
-        accepted = load_recipe(recipe, set_ or ())
-        from sweeps.capacity import sweep
-
-        code = sweep(accepted, fresh=fresh)
+        code = sweep(load_recipe(recipe, set_ or ()), fresh=fresh)
     sys.exit(code)
+
+
+def sweep(recipe: Recipe, *, fresh: bool) -> int:
+    """The job, or only its report where all is finished; returns the exit code."""
+    console, recipe = Console(), absolute_paths(recipe)
+    if not fresh and (storage(recipe) / recipe.name / "manifest.json").is_file():
+        from sweeps.finished import drawn_again
+
+        with open_run(recipe, console=console) as run:
+            if drawn_again(recipe, run, console):
+                return 0
+    from sweeps import capacity
+
+    return capacity.sweep(recipe, fresh=fresh, console=console)
