@@ -27,7 +27,7 @@ PRUNNET = [sys.executable, "-m", "sweeps.cli"]
 DEMO = [sys.executable, "sweeps/capacity.py", "--recipe", "sweeps/recipes/demo.yaml"]
 SMALLER = ("train.epochs=1", "data.classes=60", "sweep.capacities=[1.0,0.5]")
 """Changes of the demo's recipe: its start is what is looked at."""
-_LOOK_EVERY_SECONDS = 0.05
+_LOOK_EVERY_SECONDS = 0.25
 
 
 def main() -> None:

@@ -113,7 +113,7 @@ def evaluated(recipe: Recipe, run: Run, console: Console, trained: bool) -> None
     arguments = network_arrays(family), units.calibration, dataset.split("test")
     evaluate_here(plan, *arguments, units.needed_features(missing), missing)
     failed = one_line(OSError(f"no answer from {recipe.data.root}?token={SECRET}"))
-    conclude(recipe, run, family, units, [(0.1, failed)], console)
+    conclude(recipe, run, dataset, family, units, [(0.1, failed)], console)
 
 
 def test_no_file_and_no_line_of_a_run_holds_a_password(
