@@ -11,10 +11,22 @@ from pathlib import Path
 
 import pytest
 
+from prunnet import results
+from prunnet.config import load_recipe
+from prunnet.errors import DataError
+from prunnet.evaluation import evaluate_here
+from prunnet.families import Family, train_here
+from prunnet.plan import evaluation_plan, network_arrays, plan_units
+from sweeps.capacity import conclude
 from sweeps.cli import COMMANDS
-from tests.conftest import REPOSITORY
+from sweeps.finished import drawn_again, open_data
+from sweeps.printing import Console
+from sweeps.run import absolute_paths, open_run
+from tests.conftest import REPOSITORY, image_folder
 
 HEAVY = ("faiss", "matplotlib", "numba", "numpy", "optuna", "plotly", "pyarrow", "ray", "timm", "torch", "torchvision")
+OF_A_SEARCH = ["numpy", "pyarrow"]
+"""Its objectives are columns of the results table."""
 SCRIPTS = ("capacity", "ablation", "search", "layerwise")
 REFUSED = (
     (["sweep", "--set", "train.epoch=1"], "did you mean 'train.epochs'"),
@@ -84,14 +96,14 @@ def test_a_script_helps_and_refuses_without_what_its_job_needs(name: str, tmp_pa
     assert (code, imported) == (0, [])
     assert "--recipe" in said
     code, imported, said = run(["--set", "train.epoch=1"], tmp_path, script)
-    assert (code, imported) == (2, [])
+    assert (code, imported) == (2, OF_A_SEARCH if name == "search" else [])
     assert "did you mean 'train.epochs'" in said
 
 
 @pytest.mark.parametrize(("words", "says"), REFUSED, ids=[" ".join(words) for words, _ in REFUSED])
 def test_a_refusal_imports_nothing_heavy(words: list[str], says: str, tmp_path: Path) -> None:
     code, imported, said = run(words, tmp_path)
-    assert (code, imported) == (2, [])
+    assert (code, imported) == (2, OF_A_SEARCH if words[0] == "search" else [])
     assert says in said
 
 
@@ -102,3 +114,60 @@ def test_the_package_is_imported_without_what_its_names_need() -> None:
     script = "import sys; from prunnet import RetrievalNet; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert found.stdout == "True\n"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Words of a sweep that is finished; made in this process, without Ray."""
+    folder = tmp_path_factory.mktemp("finished")
+    images = image_folder(folder / "images", classes=6, per_class=6, side=16)
+    sets = [
+        *(f"cluster.storage={folder}", "data.name=imagefolder", f"data.root={images}", "data.image_size=16"),
+        *("model.options={channels: [8, 8, 16, 32]}", "model.embedding_dim=8", "train.epochs=1", "cluster.workers=1"),
+        *("train.batch_size=8", "train.capacities=[0.5]", "sweep.capacities=[1.0, 0.5]"),
+    ]
+    recipe, console = absolute_paths(load_recipe(None, sets)), Console(quiet=True)
+    with open_run(recipe) as run:
+        dataset = open_data(recipe, console)
+        train_here(recipe, dataset, run.model)
+        family = Family.load({1.0: run.model})
+        units = plan_units(recipe, family, dataset)
+        plan = evaluation_plan(recipe, family, features=run.features, results=run.results)
+        missing = units.missing_tests(set())
+        work = units.needed_features(missing), missing
+        evaluate_here(plan, network_arrays(family), units.calibration, dataset.split("test"), *work)
+        conclude(recipe, run, dataset, family, units, [], console)
+    return ["sweep", *(word for each in sets for word in ("--set", each))]
+
+
+def test_a_finished_sweep_starts_no_ray_and_no_torch(finished: list[str], tmp_path: Path) -> None:
+    code, imported, said = run(finished, tmp_path)
+    assert code == 0, said
+    assert set(imported) == {"matplotlib", "numpy", "plotly", "pyarrow"}
+    assert "training: model.safetensors finished before (1 epochs), nothing to do" in said
+    assert "tests: 4 of 4 finished before" in said
+    assert "4 tests" in said
+    assert "report.html" in said
+
+
+def test_a_sweep_of_which_something_is_missing_is_not_taken_for_finished(finished: list[str]) -> None:
+    recipe = absolute_paths(load_recipe(None, finished[2::2]))
+    console = Console(quiet=True)
+    with open_run(recipe) as run:
+        assert drawn_again(recipe, run, console)
+        other = recipe.model_copy(update={"sweep": recipe.sweep.model_copy(update={"capacities": (1.0, 0.5, 0.3)})})
+        assert not drawn_again(other, run, console)
+        (part, *_) = run.results.glob("*.parquet")
+        kept = part.read_bytes()
+        part.unlink()
+        assert not drawn_again(recipe, run, console)
+        part.write_bytes(kept)
+        whole = run.model.read_bytes()
+        run.model.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        assert not drawn_again(recipe, run, console)
+        run.model.write_bytes(whole)
+        image = next(Path(str(recipe.data.root)).rglob("*.png"))
+        image.touch()
+        with pytest.raises(DataError, match="other modification times"):
+            drawn_again(recipe, run, console)
+        assert len(results.read(run.results)) == 4
