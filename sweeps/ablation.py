@@ -18,9 +18,9 @@ from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refusal need none of them
     from sweeps.cli import script
-    from sweeps.commands import ablation
+    from sweeps.commands.ablation import main
 
-    script(ablation.main)
+    script(main)
     raise SystemExit
 
 from collections.abc import Sequence

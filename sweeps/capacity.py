@@ -19,9 +19,9 @@ from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refusal need none of them
     from sweeps.cli import script
-    from sweeps.commands import sweep
+    from sweeps.commands.sweep import main
 
-    script(sweep.main)
+    script(main)
     raise SystemExit
 
 from collections.abc import Callable

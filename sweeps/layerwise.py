@@ -19,9 +19,9 @@ from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refusal need none of them
     from sweeps.cli import script
-    from sweeps.commands import layerwise
+    from sweeps.commands.layerwise import main
 
-    script(layerwise.main)
+    script(main)
     raise SystemExit
 
 import json

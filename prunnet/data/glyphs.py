@@ -85,8 +85,8 @@ def rendered(name: str, config: DataConfig, renderer: Renderer) -> Dataset:
     for part in ("train", "validation", "test"):
         labels, names[part] = label_ids(arrays[f"{part}_names"].tolist())
         images[part] = MemoryImages(arrays[f"{part}_pixels"], labels, preprocessing)
-    tests = (_retrieval(images[part], config) for part in ("validation", "test"))
-    return Dataset(name, images["train"], names["train"], *tests, preprocessing)
+    validation, test = (_retrieval(images[part], config) for part in ("validation", "test"))
+    return Dataset(name, images["train"], names["train"], validation, test, preprocessing)
 
 
 def _rendered(config: DataConfig, preprocessing: Preprocessing, renderer: Renderer) -> Arrays:
