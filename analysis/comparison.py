@@ -20,7 +20,8 @@ import typer
 
 from analysis import commands
 from analysis.quantities import Quantity
-from prunnet.results import ResultsError, check_output, check_tests, p_comp, p_up, read, read_packed, update_gain
+from prunnet.results import ResultsError, check_output, p_comp, p_up, update_gain
+from prunnet.results.table import check_tests, read, read_packed
 
 MARK = "tables"
 Row = dict[str, Any]

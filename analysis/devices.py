@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from analysis import commands, plots
-from prunnet.results import ConfigError, ResultsError, check_output, check_tests, read, read_packed
+from prunnet.results import ConfigError, ResultsError, check_output
+from prunnet.results.table import check_tests, read, read_packed
 
 Row = Mapping[str, Any]
 COLOURS = {"weight": plots.BLUE, "channel": plots.ORANGE, "nm": plots.GREY, "kernel": "#009E73"}

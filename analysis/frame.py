@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.pareto import Point
-from prunnet.results import SCHEMA, check_tests, ranked_by, read, select
+from prunnet.results.table import SCHEMA, check_tests, ranked_by, read, select
 
 Reals = npt.NDArray[np.float64]
 Places = npt.NDArray[np.int64]

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from analysis.frame import Frame
 from analysis.pareto import Point, hypervolume
-from prunnet.results import METRICS, SCHEMA, ConfigError, ResultsError
+from prunnet.results import ConfigError, ResultsError
+from prunnet.results.table import METRICS, SCHEMA
 
 Row = dict[str, Any]
 HIGHER = ("mean_cross_map", "hypervolume", *METRICS)

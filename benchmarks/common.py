@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from prunnet.precision import fast_bf16
+from prunnet.training.precision import fast_bf16
 
 
 def interleaved(actions: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:

@@ -19,8 +19,8 @@ from torch.func import functional_call
 from benchmarks.common import interleaved, median, precisions, show, speed_of, spread
 from benchmarks.train_step import make
 from prunnet import process
-from prunnet.objectives.masked import Both
-from prunnet.objectives.prunnet import PrunNet
+from prunnet.training.objectives.masked import Both
+from prunnet.training.objectives.prunnet import PrunNet
 
 
 class Compiled(Both):

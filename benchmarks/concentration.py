@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from prunnet import prunable
-from prunnet.checkpoint import load_network
-from prunnet.masks import top_k_mask
-from prunnet.nets import RetrievalNet
-from prunnet.plan import method_name
+from prunnet.experiments.work_units import method_name
+from prunnet.networks.files import load_network
+from prunnet.networks.retrieval_net import RetrievalNet
+from prunnet.pruning import prunable
+from prunnet.pruning.masks import top_k_mask
 
 KEPT, LEFT = 0.2, 0.05
 

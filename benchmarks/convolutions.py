@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from benchmarks.common import show
-from prunnet.convolutions import Kind, has_avx512, judge, reports
+from prunnet.training.convolutions import Kind, has_avx512, judge, reports
 
 DTYPES = ("float32", "bfloat16")
 

@@ -19,10 +19,11 @@ from benchmarks.common import interleaved, median, show
 from prunnet import process
 from prunnet.data.base import MemoryImages
 from prunnet.data.transforms import Preprocessing
-from prunnet.nets import RetrievalNet
+from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.retrieval import compatibility_matrix
-from prunnet.retrieval.features import embed
-from prunnet.subnetworks import calibration_batches, subnetwork
+from prunnet.subnetworks.batchnorm import calibration_batches
+from prunnet.subnetworks.embed import embed
+from prunnet.subnetworks.subnet import subnetwork
 
 
 def main() -> None:

@@ -28,11 +28,12 @@ from torch import Tensor, nn
 
 from benchmarks.common import interleaved, median, show, speed_of, spread
 from prunnet import RetrievalNet, subnetwork
-from prunnet.checkpoint import load_network, read_header
-from prunnet.cost import Cost
 from prunnet.data.transforms import Preprocessing
-from prunnet.latency import runner_of
-from prunnet.sparse_kernels import use_sparse_kernels
+from prunnet.export.latency import runner_of
+from prunnet.export.sparse_kernels import use_sparse_kernels
+from prunnet.networks.files import load_network
+from prunnet.storage.tensor_files import read_header
+from prunnet.subnetworks.cost import Cost
 
 Runner = Callable[[Tensor], Any]
 CUTS = (("channel", 0.5), ("channel", 0.25), ("weight", 0.5))

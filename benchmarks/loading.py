@@ -24,7 +24,7 @@ from PIL import Image
 
 from benchmarks.common import interleaved, median, show, speed_of
 from prunnet import data
-from prunnet.config import DataConfig
+from prunnet.config.recipe import DataConfig
 from prunnet.data import packed
 from prunnet.data.base import IntArray
 from prunnet.data.files import Encoded, Files, ImageFiles

@@ -31,7 +31,7 @@ import typer
 from analysis import report
 from analysis.frame import Frame
 from benchmarks.common import median, show
-from prunnet.results import write_part
+from prunnet.results.table import write_part
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",

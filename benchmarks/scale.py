@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import show
-from prunnet import prunable, results
-from prunnet.nets import RetrievalNet
+from prunnet import results
+from prunnet.networks.retrieval_net import RetrievalNet
+from prunnet.pruning import prunable
 
 IMAGES, CLASSES = 1_580_470, 81_313
 """GLDv2's clean training set."""

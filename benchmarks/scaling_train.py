@@ -26,12 +26,12 @@ from torch import Tensor
 
 from benchmarks.common import interleaved, median, show
 from prunnet import process
-from prunnet.communication import Pending, Reducer
-from prunnet.config import TrainConfig
+from prunnet.config.recipe import TrainConfig
 from prunnet.data.base import MemoryImages
 from prunnet.data.transforms import Preprocessing
-from prunnet.nets import RetrievalNet
-from prunnet.training import Trainer
+from prunnet.networks.retrieval_net import RetrievalNet
+from prunnet.training.gradients.reducer import Pending, Reducer
+from prunnet.training.trainer import Trainer
 
 BATCH, SIDE, CLASSES = 64, 32, 100
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.search [--queries 1000] [--gallery 1000000] [--dim 256] [--depth 100]
 
-The gallery is a memory-mapped .npy file. `seconds` is `prunnet.retrieval.search`; `numpy_seconds` the same by matrix
+The gallery is a memory-mapped .npy file. `seconds` is `retrieval.exact_search`; `numpy_seconds` the same by matrix
 products and `argpartition` in chunks of queries, timed on a part of them and scaled. `peak_mib` is the process' peak of
 resident memory less what was resident before, mapped pages of the gallery included.
 """
@@ -18,7 +18,8 @@ import numpy as np
 
 from benchmarks.common import show
 from benchmarks.metrics import Peak
-from prunnet.retrieval import map_at_k, search
+from prunnet.retrieval import map_at_k
+from prunnet.retrieval.exact_search import search
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

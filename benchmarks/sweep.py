@@ -28,9 +28,9 @@ from benchmarks.common import median, show, spread
 from cluster.evaluation import Subject, start_actor
 from cluster.session import session
 from prunnet import data, results
-from prunnet.config import Recipe, load_recipe
-from prunnet.families import Family, make_net
-from prunnet.plan import evaluation_plan, network_arrays, plan_units
+from prunnet.config.recipe import Recipe, load_recipe
+from prunnet.experiments.stages import Family, make_net
+from prunnet.experiments.work_units import evaluation_plan, network_arrays, plan_units
 
 WRITERS, ROWS_A_PART = 8, 10
 ROOT = Path(__file__).parent.parent

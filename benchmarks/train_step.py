@@ -20,12 +20,12 @@ import torch.nn.functional as F
 
 from benchmarks.common import interleaved, median, precisions, show, spread
 from prunnet import process
-from prunnet.config import TrainConfig
+from prunnet.config.recipe import TrainConfig
 from prunnet.data.base import MemoryImages
 from prunnet.data.transforms import Preprocessing
-from prunnet.nets import RetrievalNet
-from prunnet.objectives.prunnet import PrunNet
-from prunnet.training import Trainer
+from prunnet.networks.retrieval_net import RetrievalNet
+from prunnet.training.objectives.prunnet import PrunNet
+from prunnet.training.trainer import Trainer
 
 BATCH, SIDE, CLASSES = 64, 32, 100
 

@@ -12,9 +12,9 @@ from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
     _TrainingResultState,
 )
 
-from prunnet import resume
-from prunnet.atomic import write_text
 from prunnet.errors import CheckpointError
+from prunnet.storage.atomic import write_text
+from prunnet.training import resume
 
 KEPT = 2
 """Checkpoints that a training keeps: the newest, and one to fall back to."""

@@ -12,10 +12,11 @@ import numpy as np
 import ray
 
 from cluster.pool import Outcome, Pool
-from prunnet import hashing, process
-from prunnet.config import ClusterConfig
+from prunnet import process
+from prunnet.config.recipe import ClusterConfig
 from prunnet.data.base import RetrievalTest
-from prunnet.evaluation import Arrays, Evaluator, FeaturesUnit, Plan, TestUnit
+from prunnet.evaluation.evaluator import Arrays, Evaluator, FeaturesUnit, Plan, TestUnit
+from prunnet.storage import hashing
 
 _KEPT = 2
 """Evaluators that an actor keeps: one holds a network and the features it tested last."""

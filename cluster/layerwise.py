@@ -15,8 +15,8 @@ from optuna.trial import FrozenTrial, TrialState
 from cluster.evaluation import Subject
 from cluster.pool import Pool
 from prunnet.errors import ConfigError, unknown
-from prunnet.evaluation import FeaturesUnit
-from prunnet.layerwise import Budget, Keep
+from prunnet.evaluation.evaluator import FeaturesUnit
+from prunnet.subnetworks.layer_budgets import Budget, Keep
 
 SAMPLERS = ("cmaes", "tpe", "random")
 REACH = 1.0

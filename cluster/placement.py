@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from prunnet.config import ClusterConfig
+from prunnet.config.recipe import ClusterConfig
 from prunnet.errors import ResourceError
 
 SLOT = "trial_slot"

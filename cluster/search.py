@@ -28,17 +28,17 @@ from cluster.evaluation import Subject, evaluate
 from cluster.placement import driver_resources
 from cluster.training import FINAL, Watch, train
 from prunnet import data, results
-from prunnet.atomic import write_text
-from prunnet.config import Recipe
+from prunnet.config.methods import METHODS
+from prunnet.config.recipe import Recipe
+from prunnet.config.trial import Trial
 from prunnet.errors import PrunnetError, one_line
-from prunnet.families import Family, finished, stages
-from prunnet.methods import METHODS
-from prunnet.plan import evaluation_plan, network_arrays, plan_units
-from prunnet.probe import ProbeConfig
-from prunnet.redact import restored
-from prunnet.results import ranked_by, trial_folder
-from prunnet.storage import place, remove, shown
-from prunnet.trial import Trial
+from prunnet.experiments.stages import Family, finished, stages
+from prunnet.experiments.validation_probe import ProbeConfig
+from prunnet.experiments.work_units import evaluation_plan, network_arrays, plan_units
+from prunnet.redact import restored, shown
+from prunnet.results.table import ranked_by, trial_folder
+from prunnet.storage.atomic import write_text
+from prunnet.storage.paths import place, remove
 
 VALUE, LIMIT, FAILED = "value:", "limit:", "failed"
 """Keys of a trial's last report: its objectives, how far it is beyond each limit, or why it failed."""

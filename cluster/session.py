@@ -24,7 +24,7 @@ from ray.util.state import list_actors
 from cluster import environment
 from cluster.ending import AGAIN, depending_on, end, family
 from cluster.environment import ADDRESS
-from prunnet.config import ClusterConfig
+from prunnet.config.recipe import ClusterConfig
 from prunnet.errors import ResourceError, one_line
 
 _TRIES = 5

@@ -27,14 +27,16 @@ from cluster import checkpoints, process_group
 from cluster.ending import AGAIN
 from cluster.process_group import ProcessGroup
 from cluster.progress import Board, watched
-from prunnet import data, probe, process, resume
-from prunnet.config import Recipe
+from prunnet import data, process
+from prunnet.config.recipe import Recipe
 from prunnet.data.base import Dataset
 from prunnet.errors import CheckpointError, ConfigError, DataWarning, PrunnetError, one_line
-from prunnet.families import make_trainer
-from prunnet.probe import Probe, ProbeConfig
-from prunnet.results import write_part
-from prunnet.training import Trainer
+from prunnet.experiments import validation_probe as probe
+from prunnet.experiments.stages import make_trainer
+from prunnet.experiments.validation_probe import Probe, ProbeConfig
+from prunnet.results.table import write_part
+from prunnet.training import resume
+from prunnet.training.trainer import Trainer
 
 POST_EVERY_SECONDS = 0.5
 _MENDED = 3

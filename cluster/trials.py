@@ -10,9 +10,9 @@ import ray
 from cluster.pool import Pool
 from cluster.session import session
 from prunnet import process
-from prunnet.config import ClusterConfig
-from prunnet.experiments import run_trial
-from prunnet.trial import Trial
+from prunnet.config.recipe import ClusterConfig
+from prunnet.config.trial import Trial
+from prunnet.experiments.trial import run_trial
 
 
 class Worker:

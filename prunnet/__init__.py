@@ -1,6 +1,6 @@
-"""Train one network; cut a subnetwork of any capacity from it; every cut's embeddings match every other's.
+"""Train one network; cut a subnetwork of any capacity from it; every subnetwork's embeddings match every other's.
 
-Names are loaded when they are first used, so that `import prunnet.results` loads no torch.
+Names are loaded when they are first used: `import prunnet` loads no torch.
 """
 
 from __future__ import annotations
@@ -8,31 +8,30 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from prunnet.nets import RetrievalNet
-    from prunnet.results import best_under
-    from prunnet.subnetworks import Subnetwork, subnetwork
-    from prunnet.training import fit
-    from prunnet.widths import SwitchableNet
+from prunnet.lazy import loaded_when_used
 
-_HOMES = {
-    "RetrievalNet": "prunnet.nets",
-    "Subnetwork": "prunnet.subnetworks",
-    "SwitchableNet": "prunnet.widths",
-    "best_under": "prunnet.results",
-    "fit": "prunnet.training",
-    "subnetwork": "prunnet.subnetworks",
-}
+if TYPE_CHECKING:
+    from prunnet.networks.retrieval_net import RetrievalNet
+    from prunnet.networks.switchable import SwitchableNet
+    from prunnet.results.table import best_under
+    from prunnet.subnetworks.subnet import Subnetwork, subnetwork
+    from prunnet.training.trainer import fit
+
 __all__ = ["RetrievalNet", "Subnetwork", "SwitchableNet", "best_under", "fit", "subnetwork"]
+
+_name, __dir__ = loaded_when_used(
+    __name__,
+    {
+        "prunnet.networks.retrieval_net": ["RetrievalNet"],
+        "prunnet.networks.switchable": ["SwitchableNet"],
+        "prunnet.results.table": ["best_under"],
+        "prunnet.subnetworks.subnet": ["Subnetwork", "subnetwork"],
+        "prunnet.training.trainer": ["fit"],
+    },
+)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    if name in {"retrieval", "conflict", "config", "data", "results"}:
+    if name in {"config", "data", "results", "retrieval"}:  # packages that may be used without being imported
         return importlib.import_module(f"prunnet.{name}")
-    raise AttributeError(f"module 'prunnet' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return _name(name)

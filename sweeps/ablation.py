@@ -27,10 +27,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prunnet import process, results
-from prunnet.atomic import check_output
+from prunnet.config.trial import Trial
 from prunnet.errors import PrunnetError
-from prunnet.experiments import run_trial
-from prunnet.trial import Trial
+from prunnet.experiments.trial import run_trial
+from prunnet.storage.atomic import check_output
 from sweeps.ablation_recipe import Ablation
 from sweeps.printing import Console
 from sweeps.run import Run, git_commit, open_run

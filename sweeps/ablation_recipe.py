@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prunnet.config import Recipe, Seed, apply_override, changed, explain, parse_recipe
+from prunnet.config.methods import METHODS
+from prunnet.config.recipe import Recipe, Seed, apply_override, changed, explain, parse_recipe
+from prunnet.config.trial import Trial
 from prunnet.errors import ConfigError, echo, unknown
-from prunnet.methods import METHODS
-from prunnet.trial import Trial
-from prunnet.yaml_reader import read_yaml
+from prunnet.storage.yaml_reader import read_yaml
 from sweeps.run import absolute_paths
 
 if TYPE_CHECKING:

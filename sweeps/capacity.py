@@ -34,16 +34,17 @@ from cluster.evaluation import Subject, evaluate
 from cluster.progress import bar
 from cluster.session import session
 from cluster.training import train
-from prunnet import prunable, results
-from prunnet.checkpoint import load_network
-from prunnet.config import Recipe
+from prunnet import results
+from prunnet.config.recipe import Recipe
 from prunnet.data.base import Dataset
-from prunnet.evaluation import FeaturesUnit, Plan
-from prunnet.families import Family, finished, fitting, make_net, stages
-from prunnet.latency import measure
-from prunnet.plan import Units, allocation_of, evaluation_plan, network_arrays, plan_units
-from prunnet.subnetworks import subnetwork
-from prunnet.training import steps_per_epoch
+from prunnet.evaluation.evaluator import FeaturesUnit, Plan
+from prunnet.experiments.stages import Family, finished, fitting, make_net, stages
+from prunnet.experiments.work_units import Units, evaluation_plan, network_arrays, plan_units
+from prunnet.export.latency import measure
+from prunnet.networks.files import allocation_of, load_network
+from prunnet.pruning import prunable
+from prunnet.subnetworks.subnet import subnetwork
+from prunnet.training.trainer import steps_per_epoch
 from sweeps.drawing import draw
 from sweeps.finished import determinants, open_data
 from sweeps.printing import Console

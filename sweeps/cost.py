@@ -12,10 +12,10 @@ from pathlib import Path
 
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import ConfigError
-from prunnet.families import Family
-from prunnet.latency import measure
-from prunnet.plan import allocation_of
-from prunnet.subnetworks import subnetwork
+from prunnet.experiments.stages import Family
+from prunnet.export.latency import measure
+from prunnet.networks.files import allocation_of
+from prunnet.subnetworks.subnet import subnetwork
 from sweeps.printing import Console, print_json
 from sweeps.terminal_table import print_table
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from cluster.progress import bar
 from prunnet import data as datasets
-from prunnet.backbones import NAMED, inspect_backbone, inspect_channels, inspect_granularities
-from prunnet.config import DataConfig, ModelConfig
+from prunnet.config import DataConfig
+from prunnet.config.recipe import ModelConfig
 from prunnet.data.files import unreadable
+from prunnet.experiments.backbone_report import NAMED, inspect_backbone, inspect_channels, inspect_granularities
 from sweeps.printing import Console
 from sweeps.terminal_table import print_table
 

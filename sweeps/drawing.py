@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from analysis import tables
 from analysis.frame import Frame
-from prunnet.seal import read_text
-from prunnet.storage import shown
+from prunnet.redact import shown
+from prunnet.storage.seal import read_text
 from sweeps.printing import Console
 from sweeps.report_files import write_files
 from sweeps.run import Run

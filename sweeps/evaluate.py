@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from prunnet.compare import Comparison, Side, compare, data_of
-from prunnet.config import Recipe, load_recipe
+from prunnet.config.recipe import Recipe, load_recipe
+from prunnet.evaluation.compare import Comparison, Side, compare, data_of
 from sweeps.printing import Console, print_json
 from sweeps.run import absolute_paths
 from sweeps.terminal_table import print_table

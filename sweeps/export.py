@@ -14,22 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from prunnet import data
-from prunnet.atomic import put_in_place
-from prunnet.config import Recipe, apply_override, check_capacity, parse_recipe
+from prunnet.config.choices import check_capacity
+from prunnet.config.recipe import Recipe, apply_override, parse_recipe
 from prunnet.data.base import Dataset
 from prunnet.data.transforms import Preprocessing
-from prunnet.embeddings import EmbeddingSet, contact_sheet, embed_folder, write_csv
-from prunnet.embeddings import query as answers_to
 from prunnet.errors import CheckpointError, ConfigError
-from prunnet.export import Exported, identity, open_export
-from prunnet.export import export as write
-from prunnet.families import Family
-from prunnet.nested import MAGIC, Nested, ends
-from prunnet.nested import read_header as read_progressive
-from prunnet.plan import allocation_of
-from prunnet.retrieval.features import Embedder, embed_test
-from prunnet.storage import local
-from prunnet.subnetworks import Subnetwork, calibration_loader, subnetwork
+from prunnet.experiments.stages import Family
+from prunnet.export.embedding_sets import EmbeddingSet, contact_sheet, embed_folder, write_csv
+from prunnet.export.embedding_sets import query as answers_to
+from prunnet.export.formats import Exported, identity, open_export
+from prunnet.export.formats import export as write
+from prunnet.export.progressive import MAGIC, Nested, ends
+from prunnet.export.progressive import read_header as read_progressive
+from prunnet.networks.files import allocation_of
+from prunnet.storage.atomic import put_in_place
+from prunnet.storage.paths import local
+from prunnet.subnetworks.batchnorm import calibration_loader
+from prunnet.subnetworks.embed import Embedder, embed_test
+from prunnet.subnetworks.subnet import Subnetwork, subnetwork
 from sweeps.printing import Console
 from sweeps.run import absolute_paths
 from sweeps.terminal_table import print_table

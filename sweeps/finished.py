@@ -8,13 +8,14 @@ from typing import Any
 
 from safetensors import safe_open
 
-from prunnet import data, hashing, results, seal
+from prunnet import data, results
 from prunnet.config import Recipe
+from prunnet.config.methods import METHODS
 from prunnet.data.base import Dataset, check_images
 from prunnet.errors import DataWarning, PrunnetError
-from prunnet.hashing import METHOD_VERSION
-from prunnet.methods import METHODS
-from prunnet.storage import is_url, shown
+from prunnet.redact import shown
+from prunnet.storage import hashing, is_url, seal
+from prunnet.storage.hashing import METHOD_VERSION
 from sweeps.drawing import draw
 from sweeps.printing import Console
 from sweeps.run import Run

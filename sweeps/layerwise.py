@@ -39,13 +39,14 @@ from cluster.pool import Pool
 from cluster.progress import bar
 from cluster.session import session
 from prunnet import results
-from prunnet.atomic import write_text
-from prunnet.config import Recipe
+from prunnet.config.recipe import Recipe
 from prunnet.data.base import Dataset
-from prunnet.families import Family
-from prunnet.layerwise import Budget, Keep
-from prunnet.plan import Units, evaluation_plan, network_arrays, plan_units
-from prunnet.subnetworks import calibration_loader, subnetwork
+from prunnet.experiments.stages import Family
+from prunnet.experiments.work_units import Units, evaluation_plan, network_arrays, plan_units
+from prunnet.storage.atomic import write_text
+from prunnet.subnetworks.batchnorm import calibration_loader
+from prunnet.subnetworks.layer_budgets import Budget, Keep
+from prunnet.subnetworks.subnet import subnetwork
 from sweeps.capacity import trained_networks
 from sweeps.finished import open_data
 from sweeps.printing import Console

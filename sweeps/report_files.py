@@ -7,7 +7,7 @@ from typing import Any
 
 from analysis import plots, report, tables
 from analysis.frame import Frame
-from prunnet.atomic import put_in_place, write_bytes, write_text
+from prunnet.storage.atomic import put_in_place, write_bytes, write_text
 
 
 def write_files(folder: Path, frame: Frame, *, raw_csv: bool = False, **told: Any) -> None:

@@ -18,11 +18,12 @@ from pydantic import AfterValidator, BaseModel
 
 from cluster.ending import Stopped, end, family, stoppable
 from cluster.environment import in_submitted_job
-from prunnet.config import Recipe
+from prunnet.config.recipe import Recipe
 from prunnet.errors import ConfigError, DataWarning, from_outside, told
-from prunnet.hashing import of_json
-from prunnet.seal import read_json, write_json, write_yaml
-from prunnet.storage import is_url, lock_file, place, private_folder, shown
+from prunnet.redact import shown
+from prunnet.storage.hashing import of_json
+from prunnet.storage.paths import is_url, lock_file, place, private_folder
+from prunnet.storage.seal import read_json, write_json, write_yaml
 from sweeps.printing import Console, any_encoding, silence
 from sweeps.run_folder import LOCK, check_folder, clear, mark_folder, note_of
 

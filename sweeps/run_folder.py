@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from prunnet.atomic import write_text
-from prunnet.config import Recipe
+from prunnet.config.recipe import Recipe
 from prunnet.errors import ConfigError
-from prunnet.storage import is_url, remove
-from prunnet.yaml_reader import read_yaml
+from prunnet.storage.atomic import write_text
+from prunnet.storage.paths import is_url, remove
+from prunnet.storage.yaml_reader import read_yaml
 
 MARK = ".prunnet-run"
 LOCK = ".lock"
@@ -33,7 +33,7 @@ MADE = (
 """Patterns of all that jobs make in a run's folder; `**` is a whole tree. A job that writes something new adds it."""
 FRONT = ("front/trial-*.yaml",)
 _TEMPORARY = ".*.[0-9]*.tmp"
-"""Of a writer that was killed (`prunnet.atomic`), beside any of them."""
+"""Of a writer that was killed (`prunnet.storage.atomic`), beside any of them."""
 _OURS = (MARK, LOCK)
 _IGNORED = (*_OURS, ".DS_Store", "Thumbs.db", "desktop.ini")
 Pattern = tuple[str, ...]

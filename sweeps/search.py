@@ -43,12 +43,13 @@ from cluster.placement import room_for_trials
 from cluster.search import Job, Ledger, explore, hosting, run, scheduler
 from cluster.session import session
 from prunnet import results
-from prunnet.atomic import write_bytes, write_text
+from prunnet.config.trial import Trial
 from prunnet.errors import ConfigError
-from prunnet.probe import ProbeConfig, spread
-from prunnet.seal import read_json, write_json, write_yaml
-from prunnet.storage import remove, shown
-from prunnet.trial import Trial
+from prunnet.experiments.validation_probe import ProbeConfig, spread
+from prunnet.redact import shown
+from prunnet.storage.atomic import write_bytes, write_text
+from prunnet.storage.paths import remove
+from prunnet.storage.seal import read_json, write_json, write_yaml
 from sweeps.finished import open_data
 from sweeps.printing import Console
 from sweeps.run import Run, git_commit, open_run

@@ -11,11 +11,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from analysis.quantities import Quantity
-from prunnet import hashing
-from prunnet.config import Capacity, Recipe, apply_override, changed, explain, parse_recipe
+from prunnet.config.recipe import Capacity, Recipe, apply_override, changed, explain, parse_recipe
 from prunnet.errors import ConfigError, echo, told
-from prunnet.storage import shown
-from prunnet.yaml_reader import read_yaml
+from prunnet.redact import shown
+from prunnet.storage import hashing
+from prunnet.storage.yaml_reader import read_yaml
 from sweeps.run import absolute_paths
 
 if TYPE_CHECKING:

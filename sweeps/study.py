@@ -18,7 +18,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from prunnet.errors import ConfigError, one_line
-from prunnet.storage import is_url, read_file, shown
+from prunnet.redact import shown
+from prunnet.storage.paths import is_url, read_file
 from sweeps.search_recipe import Search
 
 JOURNAL = "study.journal"

@@ -13,10 +13,10 @@ import pytest
 import torch
 from hypothesis import settings
 
-from prunnet.config import DataConfig
+from prunnet.config.recipe import DataConfig
 from prunnet.data.base import MemoryImages
 from prunnet.data.transforms import Preprocessing
-from prunnet.nets import RetrievalNet
+from prunnet.networks.retrieval_net import RetrievalNet
 
 REPOSITORY = Path(__file__).parent.parent
 OMNIGLOT = REPOSITORY.parent / "shared" / "data" / "omniglot_background.zip"

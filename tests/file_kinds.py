@@ -18,17 +18,18 @@ import torch
 from analysis import search as found
 from analysis.quantities import Quantity
 from prunnet import data, results
-from prunnet.checkpoint import load_network, load_training, read_header, save_network, save_training
-from prunnet.config import DataConfig, load_recipe, parse_recipe
+from prunnet.config.recipe import DataConfig, load_recipe, parse_recipe
 from prunnet.data import packed
 from prunnet.data.base import MemoryImages, RetrievalTest
 from prunnet.data.transforms import Preprocessing
-from prunnet.embeddings import EmbeddingSet
-from prunnet.export import export, identity, open_export
-from prunnet.nested import Nested
-from prunnet.retrieval.features import load_features, make_features
-from prunnet.seal import write_yaml
-from prunnet.subnetworks import Subnetwork, subnetwork
+from prunnet.evaluation.stored_features import load_features, make_features
+from prunnet.export.embedding_sets import EmbeddingSet
+from prunnet.export.formats import export, identity, open_export
+from prunnet.export.progressive import Nested
+from prunnet.networks.files import load_network, load_training, save_network, save_training
+from prunnet.storage.seal import write_yaml
+from prunnet.storage.tensor_files import read_header
+from prunnet.subnetworks.subnet import Subnetwork, subnetwork
 from sweeps.run import Run
 from sweeps.search import keep_findings, kept_findings
 from sweeps.study import journal
@@ -55,7 +56,7 @@ class Kind:
 
 
 UNREAD = {
-    "prunnet.embeddings:write_csv": "answers, for people",
+    "prunnet.export.embedding_sets:write_csv": "answers, for people",
     "sweeps.export:query": "contact sheet, for people",
     "sweeps.report_files:write_files": "figures, tables and page: made anew of results by `prunnet report`",
     "sweeps.search:draw": "figure and page: made anew of search.json by `prunnet report`",
@@ -65,18 +66,18 @@ UNREAD = {
     "analysis.devices:main": "a figure",
     "analysis.plots:rendered": "figures, in memory",
     "analysis.comparison:write": "a document",
-    "prunnet.latency:_peak": "a network for a process of this moment, in a folder of its own",
+    "prunnet.export.latency:_peak": "a network for a process of this moment, in a folder of its own",
     "sweeps.run_folder:mark_folder": "a mark, whose name says all",
     "cluster.checkpoints:mend": "Ray Train's list of checkpoints: made anew of the intact ones",
 }
 """Functions that write what no part of the project reads again: why damage to it changes no result."""
 HELPERS = (
-    "prunnet.atomic:write_text",
-    "prunnet.atomic:write_bytes",
-    "prunnet.seal:_write",
-    "prunnet.seal:close",
-    "prunnet.seal:close_tensors",
-    "prunnet.checkpoint:save_tensors",
+    "prunnet.storage.atomic:write_text",
+    "prunnet.storage.atomic:write_bytes",
+    "prunnet.storage.seal:_write",
+    "prunnet.storage.seal:close",
+    "prunnet.storage.seal:close_tensors",
+    "prunnet.networks.files:save_tensors",
 )
 """Functions through which others write."""
 
@@ -281,11 +282,11 @@ def begins(before: Any, after: Any) -> bool:
 
 
 KINDS = (
-    Kind("training checkpoint", write_training, read_training, ("prunnet.checkpoint:save_training",)),
-    Kind("network", write_network, read_network, ("prunnet.checkpoint:save_network",), flips=30),
+    Kind("training checkpoint", write_training, read_training, ("prunnet.networks.files:save_training",)),
+    Kind("network", write_network, read_network, ("prunnet.networks.files:save_network",), flips=30),
     Kind("header of a network", write_network, lambda f: read_header(f / "model.safetensors"), (), flips=0),
     Kind("subnetwork", write_subnetwork, read_subnetwork, ("prunnet.subnetworks:save",), flips=30),
-    Kind("embedding set", write_embeddings, read_embeddings, ("prunnet.embeddings:save",)),
+    Kind("embedding set", write_embeddings, read_embeddings, ("prunnet.export.embedding_sets:save",)),
     *(
         Kind(
             f"export {suffix}",
@@ -296,7 +297,14 @@ KINDS = (
         )
         for suffix, writer in ((".safetensors", "_write_sparse"), (".onnx", "_write_onnx"), (".pt2", "_write_program"))
     ),
-    Kind("progressive", write_progressive, read_progressive, ("prunnet.nested:save",), flips=20, repaired=begins),
+    Kind(
+        "progressive",
+        write_progressive,
+        read_progressive,
+        ("prunnet.export.progressive:save",),
+        flips=20,
+        repaired=begins,
+    ),
     Kind(
         "results part", write_part, lambda f: results.read(f / "results").to_pylist(), ("prunnet.results:write_part",)
     ),
@@ -311,7 +319,7 @@ KINDS = (
             f"features: {file}",
             functools.partial(write_features, file=file),
             read_features,
-            ("prunnet.retrieval.features:make_features", "prunnet.retrieval.features:embed"),
+            ("prunnet.evaluation.stored_features:make_features", "prunnet.evaluation.stored_features:embed"),
         )
         for file in ("identity.json", "queries.npy", "gallery.npy")
     ),

@@ -13,8 +13,8 @@ import psutil
 import pyarrow as pa
 
 from prunnet.data.files import Files, ImageFiles
-from prunnet.data.folders import Folder
 from prunnet.data.loading import loaded, shuffled
+from prunnet.data.sources.folders import Folder
 from prunnet.data.transforms import Preprocessing
 from tests.layouts import image
 

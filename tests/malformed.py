@@ -32,15 +32,16 @@ from PIL import Image
 from analysis import commands, comparison, devices, plots
 from analysis.quantities import Quantity
 from analysis.search import Findings, Record
-from prunnet import data, hashing, results
-from prunnet.checkpoint import save_network
-from prunnet.config import DataConfig, Recipe
+from prunnet import data, results
+from prunnet.config.recipe import DataConfig, Recipe
 from prunnet.data import packed
 from prunnet.data.transforms import Preprocessing
-from prunnet.embeddings import embed_folder
-from prunnet.export import export, identity
-from prunnet.nested import Nested
-from prunnet.subnetworks import subnetwork
+from prunnet.export.embedding_sets import embed_folder
+from prunnet.export.formats import export, identity
+from prunnet.export.progressive import Nested
+from prunnet.networks.files import save_network
+from prunnet.storage import hashing
+from prunnet.subnetworks.subnet import subnetwork
 from sweeps import cli
 from tests.conftest import REPOSITORY, image_folder, tiny_net
 from tests.test_report import row

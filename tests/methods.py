@@ -10,16 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunnet.checkpoint import save_network
-from prunnet.communication import Reducer
-from prunnet.config import TrainConfig
+from prunnet.config.methods import METHODS
+from prunnet.config.recipe import TrainConfig
 from prunnet.data.base import MemoryImages
 from prunnet.data.transforms import Preprocessing
-from prunnet.methods import METHODS
-from prunnet.nets import RetrievalNet
-from prunnet.objectives import Context, Objective, make_objective
-from prunnet.upgrade import OldNetwork
-from prunnet.widths import SwitchableNet
+from prunnet.networks.files import save_network
+from prunnet.networks.retrieval_net import RetrievalNet
+from prunnet.networks.switchable import SwitchableNet
+from prunnet.training.gradients.reducer import Reducer
+from prunnet.training.objectives.base import Context, Objective
+from prunnet.training.objectives.by_name import make_objective
+from prunnet.training.objectives.old_network import OldNetwork
 from tests.conftest import net_without_batchnorm, striped_images, tiny_net
 
 PREPROCESSING = Preprocessing(32, 32, 1, False, (0.5,), (0.5,))

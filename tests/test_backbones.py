@@ -9,11 +9,11 @@ import torch
 from typer.testing import CliRunner
 
 from benchmarks.backbones import MODELS
-from prunnet import prunable
-from prunnet.backbones import inspect_granularities
-from prunnet.config import ModelConfig
+from prunnet.config.recipe import ModelConfig
 from prunnet.errors import ConfigError
-from prunnet.nets import RetrievalNet
+from prunnet.experiments.backbone_report import inspect_granularities
+from prunnet.networks.retrieval_net import RetrievalNet
+from prunnet.pruning import prunable
 from sweeps.cli import app
 from tests.conftest import REPOSITORY
 
@@ -40,7 +40,7 @@ def test_a_backbone_gives_out_more_than_its_num_features(name: str) -> None:
 
 
 def test_what_comes_out_counts_where_timm_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prunnet.nets._features_of", lambda _: 7)
+    monkeypatch.setattr("prunnet.networks.retrieval_net._features_of", lambda _: 7)
     net = made("test_resnet").eval()
     monkeypatch.undo()
     assert net.spec["features"] == net.backbone.num_features

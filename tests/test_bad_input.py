@@ -9,9 +9,9 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from prunnet.checkpoint import save_network
-from prunnet.config import DataConfig
+from prunnet.config.recipe import DataConfig
 from prunnet.data.transforms import Preprocessing
+from prunnet.networks.files import save_network
 from sweeps import cli
 from sweeps.commands import sweep
 from tests.conftest import image_folder, tiny_net

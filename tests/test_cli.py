@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 from analysis.quantities import Quantity
 from analysis.search import Findings, Record
 from prunnet import results
-from prunnet.checkpoint import read_header, save_network
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ResultsError
-from prunnet.families import fitting
+from prunnet.experiments.stages import fitting
+from prunnet.networks.files import save_network
+from prunnet.storage.tensor_files import read_header
 from sweeps.cli import app
 from tests.conftest import tiny_net
 from tests.malformed import ran

@@ -13,7 +13,7 @@ import ray
 import cluster.session
 from cluster.pool import Pool
 from cluster.session import check_resources, session, wait_for_resources
-from prunnet.config import ClusterConfig
+from prunnet.config.recipe import ClusterConfig
 from prunnet.errors import ResourceError
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prunnet.config import Recipe, load_recipe
+from prunnet.config.recipe import Recipe, load_recipe
 from prunnet.errors import ConfigError
 from sweeps.ablation_recipe import load_ablation
 

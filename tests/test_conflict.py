@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunnet.conflict import BLOCKS, PROJECTIONS, WEIGHTINGS, integrate, integrate_layers
 from prunnet.errors import ConfigError
-from prunnet.rows import LayerRows
+from prunnet.training.gradients.conflict import BLOCKS, PROJECTIONS, WEIGHTINGS, integrate, integrate_layers
+from prunnet.training.gradients.rows import LayerRows
 from tests import reference
 
 variants = list(itertools.product(PROJECTIONS, ("kernel", "tensor"), ("mean", "cosine", "uncertainty")))

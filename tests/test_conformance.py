@@ -1,4 +1,4 @@
-"""What every backbone must do. The seven that are named in `prunnet.backbones`, small, pass all of it."""
+"""What every backbone must do. The seven that are named in `experiments.backbone_report`, small, pass all of it."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunnet import data, prunable
-from prunnet.backbones import NAMED, inspect_backbone
-from prunnet.checkpoint import load_network, save_network
-from prunnet.communication import Reducer
-from prunnet.config import DataConfig, ModelConfig, TrainConfig, parse_recipe
-from prunnet.cost import layer_macs
+from prunnet import data
+from prunnet.config.recipe import DataConfig, ModelConfig, TrainConfig, parse_recipe
 from prunnet.data.transforms import Preprocessing
-from prunnet.export import export, identity, open_export
-from prunnet.masks import keep_count
-from prunnet.nets import RetrievalNet
-from prunnet.objectives import Context, make_objective
-from prunnet.objectives.masked import Masked
-from prunnet.subnetworks import Subnetwork, subnetwork
-from prunnet.training import Trainer
+from prunnet.experiments.backbone_report import NAMED, inspect_backbone
+from prunnet.export.formats import export, identity, open_export
+from prunnet.networks.files import load_network, save_network
+from prunnet.networks.retrieval_net import RetrievalNet
+from prunnet.pruning import prunable
+from prunnet.pruning.macs import layer_macs
+from prunnet.pruning.masks import keep_count
+from prunnet.subnetworks.subnet import Subnetwork, subnetwork
+from prunnet.training.gradients.reducer import Reducer
+from prunnet.training.objectives.base import Context
+from prunnet.training.objectives.by_name import make_objective
+from prunnet.training.objectives.masked import Masked
+from prunnet.training.trainer import Trainer
 from tests.conftest import striped_images
 
 SIDE = 64

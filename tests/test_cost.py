@@ -11,11 +11,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from prunnet.checkpoint import save_network
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import ConfigError
-from prunnet.latency import measure, times_of
-from prunnet.subnetworks import subnetwork
+from prunnet.export.latency import measure, times_of
+from prunnet.networks.files import save_network
+from prunnet.subnetworks.subnet import subnetwork
 from sweeps.cli import app
 from tests.conftest import tiny_net
 
@@ -84,10 +84,10 @@ def test_cost_from_the_command_line(tmp_path: Path) -> None:
 def test_a_sweep_fills_the_measured_columns(tmp_path: Path) -> None:
     """Without Ray: what the driver measures lands in the rows of its subnetwork."""
     from prunnet import data, results
-    from prunnet.config import parse_recipe
-    from prunnet.evaluation import evaluate_here
-    from prunnet.families import Family, train_here
-    from prunnet.plan import evaluation_plan, network_arrays, plan_units
+    from prunnet.config.recipe import parse_recipe
+    from prunnet.evaluation.evaluator import evaluate_here
+    from prunnet.experiments.stages import Family, train_here
+    from prunnet.experiments.work_units import evaluation_plan, network_arrays, plan_units
     from sweeps.capacity import with_measured
     from tests.conftest import image_folder
 

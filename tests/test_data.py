@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prunnet import data, hashing
-from prunnet.config import DataConfig
-from prunnet.data import files, glyphs
+from prunnet import data
+from prunnet.config.recipe import DataConfig
+from prunnet.data import files
 from prunnet.data.base import Dataset, split_queries
+from prunnet.data.datasets import glyphs
 from prunnet.errors import DataError
+from prunnet.storage import hashing
 from tests.conftest import OMNIGLOT, image_folder, needs_omniglot
 
 SMALL = DataConfig(classes=20, images_per_class=2, image_size=16)

@@ -10,9 +10,9 @@ import pytest
 
 from cluster.session import session
 from prunnet import data, results, storage
-from prunnet.checkpoint import load_network
-from prunnet.config import ClusterConfig
+from prunnet.config.recipe import ClusterConfig
 from prunnet.data import packed
+from prunnet.networks.files import load_network
 from sweeps.capacity import sweep
 from tests.conftest import REPOSITORY, image_folder
 from tests.layouts import LAYOUTS

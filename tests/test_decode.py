@@ -13,13 +13,13 @@ import pytest
 from PIL import EpsImagePlugin, Image, ImageDraw
 
 from prunnet import data
-from prunnet.compare import seen_through
-from prunnet.config import DataConfig, Recipe, parse_recipe
+from prunnet.config.recipe import DataConfig, Recipe, parse_recipe
 from prunnet.data import transforms
-from prunnet.data.decode import decoded, formats, suffixes
+from prunnet.data.sources.decode import decoded, formats, suffixes
 from prunnet.data.transforms import LONGEST, Preprocessing
 from prunnet.errors import CheckpointError, ConfigError, DataError
-from prunnet.families import fitting
+from prunnet.evaluation.compare import seen_through
+from prunnet.experiments.stages import fitting
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SIZE = (23, 17)

@@ -20,22 +20,25 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import prunnet
-from prunnet import prunable
-from prunnet.checkpoint import load_network, read_header, save_network
-from prunnet.communication import Reducer
-from prunnet.config import TrainConfig, load_recipe
-from prunnet.conflict import integrate_layers
+from prunnet.config.recipe import TrainConfig, load_recipe
 from prunnet.data.base import MemoryImages
 from prunnet.errors import ConfigError, DataError
-from prunnet.narrow import Narrow
-from prunnet.objectives import Context, make_objective, ndpp
-from prunnet.objectives.bct import Bct
-from prunnet.objectives.masked import Masked
-from prunnet.objectives.prototypes import class_prototypes
-from prunnet.objectives.sfsc import evidential_loss, kl_to_uniform
-from prunnet.rows import LayerRows
-from prunnet.training import Trainer
-from prunnet.upgrade import OldNetwork
+from prunnet.networks.files import load_network, save_network
+from prunnet.pruning import prunable
+from prunnet.pruning.narrow_pass import Narrow
+from prunnet.storage.tensor_files import read_header
+from prunnet.training.gradients.conflict import integrate_layers
+from prunnet.training.gradients.reducer import Reducer
+from prunnet.training.gradients.rows import LayerRows
+from prunnet.training.objectives import ndpp
+from prunnet.training.objectives.base import Context
+from prunnet.training.objectives.bct import Bct
+from prunnet.training.objectives.by_name import make_objective
+from prunnet.training.objectives.masked import Masked
+from prunnet.training.objectives.old_network import OldNetwork
+from prunnet.training.objectives.prototypes import class_prototypes
+from prunnet.training.objectives.sfsc import evidential_loss, kl_to_uniform
+from prunnet.training.trainer import Trainer
 from tests import reference
 from tests.conftest import striped_images, tiny_net
 from tests.methods import CLASSES, PREPROCESSING, batch, images, save_old
@@ -134,7 +137,7 @@ def test_what_changed_its_meaning_has_another_hash_and_nothing_else_has() -> Non
     said = ["evidential" in r.trained_part()["train"] for r in settled.values()]
     assert said == [True, True, False]
     assert settled["sfsc_released"].train.priorities == "equal"
-    from prunnet.hashing import METHOD_VERSION, of_json
+    from prunnet.storage.hashing import METHOD_VERSION, of_json
 
     for overrides, same in (
         ([], True),
@@ -358,7 +361,7 @@ def test_a_narrow_pass_is_looked_at_with_every_branch_heard_and_again_later(monk
 
 
 def test_what_was_trained_is_said_by_the_file(old: Path, tmp_path: Path) -> None:
-    from prunnet.families import train_here
+    from prunnet.experiments.stages import train_here
 
     recipe = load_recipe(
         None,

@@ -18,7 +18,7 @@ import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from prunnet.config import load_recipe
+from prunnet.config.recipe import load_recipe
 from tests.conftest import REPOSITORY
 
 DEPLOY = REPOSITORY / "cluster" / "deploy"

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from prunnet import data
-from prunnet.config import DataConfig
+from prunnet.config.recipe import DataConfig
 from prunnet.data import packed
 from prunnet.errors import PrunnetError
 from sweeps.cli import app

@@ -16,15 +16,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from prunnet import RetrievalNet, data
-from prunnet.config import Recipe, parse_recipe
+from prunnet import data
+from prunnet.config.recipe import Recipe, parse_recipe
 from prunnet.data.transforms import Preprocessing
-from prunnet.embeddings import Answer, EmbeddingSet, check_same_space, embed_folder, query, write_csv
 from prunnet.errors import CheckpointError, ConfigError, DataError
-from prunnet.export import Exported, export, identity, load_sparse, open_export
-from prunnet.families import train_here
-from prunnet.nested import Nested, ends
-from prunnet.subnetworks import Subnetwork, calibration_loader, subnetwork
+from prunnet.experiments.stages import train_here
+from prunnet.export.embedding_sets import Answer, EmbeddingSet, check_same_space, embed_folder, query, write_csv
+from prunnet.export.formats import Exported, export, identity, load_sparse, open_export
+from prunnet.export.progressive import Nested, ends
+from prunnet.networks.retrieval_net import RetrievalNet
+from prunnet.subnetworks.batchnorm import calibration_loader
+from prunnet.subnetworks.subnet import Subnetwork, subnetwork
 from sweeps.cli import app
 from tests.conftest import image_folder, tiny_net
 
@@ -374,7 +376,7 @@ def test_export_embed_and_query_from_the_command_line(run: Path, name: str, tmp_
 
 def _saved(run: Path, recipe: Recipe, folder: Path) -> Path:
     """The same subnetwork, cut and calibrated in Python."""
-    from prunnet.checkpoint import load_network
+    from prunnet.networks.files import load_network
 
     net, _ = load_network(run / "model.safetensors")
     cut = subnetwork(net, 0.4).calibrate(calibration_loader(data.load_for(recipe).train))

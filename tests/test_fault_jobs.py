@@ -15,7 +15,7 @@ import ray
 from ray._private.internal_api import memory_summary
 
 from prunnet import results
-from prunnet.config import load_recipe
+from prunnet.config.recipe import load_recipe
 from sweeps.capacity import sweep
 from tests.conftest import image_folder
 from tests.test_jobs import command, outcome, run, start, wait_until

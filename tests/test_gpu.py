@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunnet.communication import Reducer
-from prunnet.config import TrainConfig
+from prunnet.config.recipe import TrainConfig
 from prunnet.data.transforms import Augmentation, Preprocessing
-from prunnet.latency import measure
-from prunnet.objectives import Context, make_objective
-from prunnet.subnetworks import calibration_loader, subnetwork
-from prunnet.training import Trainer
-from prunnet.upgrade import OldNetwork
+from prunnet.export.latency import measure
+from prunnet.subnetworks.batchnorm import calibration_loader
+from prunnet.subnetworks.subnet import subnetwork
+from prunnet.training.gradients.reducer import Reducer
+from prunnet.training.objectives.base import Context
+from prunnet.training.objectives.by_name import make_objective
+from prunnet.training.objectives.old_network import OldNetwork
+from prunnet.training.trainer import Trainer
 from tests import methods
 from tests.conftest import striped_images, tiny_net
 

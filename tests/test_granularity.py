@@ -11,15 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from prunnet import RetrievalNet, prunable
-from prunnet.channels import ChannelGraph, trace
-from prunnet.config import load_recipe
-from prunnet.cost import layer_macs
+from prunnet import RetrievalNet
+from prunnet.config.recipe import load_recipe
 from prunnet.errors import ConfigError
-from prunnet.granularity import select
-from prunnet.objectives.masked import Masked
-from prunnet.sparse_kernels import fits, use_sparse_kernels
-from prunnet.subnetworks import Subnetwork, subnetwork
+from prunnet.export.sparse_kernels import fits, use_sparse_kernels
+from prunnet.pruning import prunable
+from prunnet.pruning.channel_graph import ChannelGraph, trace
+from prunnet.pruning.granularities.by_name import select
+from prunnet.pruning.macs import layer_macs
+from prunnet.subnetworks.subnet import Subnetwork, subnetwork
+from prunnet.training.objectives.masked import Masked
 from tests import reference
 from tests.conftest import tiny_net
 from tests.methods import batch, config_of, gradients, net_for, objective_of
@@ -303,7 +304,7 @@ def _product_of_gates(net: RetrievalNet, name: str, gates: list[Tensor], weight:
 
 def _drawn_order(seed: int, layers: int, *, per_score: bool) -> list[int]:
     """The permutation that the step draws for the scores: the one after the layers'."""
-    from prunnet.objectives.masked import step_seed
+    from prunnet.training.objectives.masked import step_seed
 
     generator = torch.Generator().manual_seed(step_seed(seed, 3))
     return [torch.randperm(3, generator=generator).tolist() for _ in range(layers + 1)][-1]

@@ -18,13 +18,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunnet import data, hashing
-from prunnet.config import DataConfig
+from prunnet import data
+from prunnet.config.recipe import DataConfig
 from prunnet.data import packed
-from prunnet.data.decode import MAX_PIXELS, decoded
-from prunnet.data.names import below
-from prunnet.data.pickles import unpickled
+from prunnet.data.datasets.pickles import unpickled
+from prunnet.data.sources.decode import MAX_PIXELS, decoded
+from prunnet.data.sources.names import below
 from prunnet.errors import DataError
+from prunnet.storage import hashing
 from tests.layouts import LAYOUTS
 
 

@@ -20,8 +20,8 @@ import psutil
 import pytest
 
 from prunnet import results
-from prunnet.checkpoint import load_network
-from prunnet.retrieval.features import load_features
+from prunnet.evaluation.stored_features import load_features
+from prunnet.networks.files import load_network
 from tests.conftest import REPOSITORY, image_folder
 
 pytestmark = pytest.mark.slow

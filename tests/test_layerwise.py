@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunnet import data
-from prunnet.config import parse_recipe
-from prunnet.cost import layer_macs
+from prunnet.config.recipe import parse_recipe
 from prunnet.errors import ConfigError
-from prunnet.families import Family, make_net
-from prunnet.layerwise import Budget
-from prunnet.nets import RetrievalNet
-from prunnet.plan import kept_share, plan_units
-from prunnet.subnetworks import subnetwork
+from prunnet.experiments.stages import Family, make_net
+from prunnet.experiments.work_units import kept_share, plan_units
+from prunnet.networks.retrieval_net import RetrievalNet
+from prunnet.pruning.macs import layer_macs
+from prunnet.subnetworks.layer_budgets import Budget
+from prunnet.subnetworks.subnet import subnetwork
 from tests.conftest import tiny_net
 
 NET = tiny_net()

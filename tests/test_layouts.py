@@ -16,16 +16,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from prunnet import data, results
-from prunnet.config import DataConfig, Recipe, parse_recipe
-from prunnet.data import gldv2, packed, reid
+from prunnet.config.recipe import DataConfig, Recipe, parse_recipe
+from prunnet.config.trial import Trial
+from prunnet.data import packed
 from prunnet.data.base import Dataset, RetrievalTest
+from prunnet.data.datasets import gldv2, reid
+from prunnet.data.datasets.lists import Lists, whole_number
 from prunnet.data.files import unreadable
-from prunnet.data.lists import Lists, whole_number
-from prunnet.data.names import below
-from prunnet.data.roots import open_root
+from prunnet.data.sources.names import below
+from prunnet.data.sources.roots import open_root
 from prunnet.errors import DataError
-from prunnet.experiments import run_trial
-from prunnet.trial import Trial
+from prunnet.experiments.trial import run_trial
 from tests.layouts import LAYOUTS, SIDE, put, text
 
 TEST_ONLY = ("roxford5k", "rparis6k")

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunnet import data
-from prunnet.config import DataConfig, TrainConfig
+from prunnet.config.recipe import DataConfig, TrainConfig
 from prunnet.data import files
 from prunnet.data.loading import balanced, loaded, share_of, shuffled
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import ConfigError, DataError
-from prunnet.training import Trainer
+from prunnet.training.trainer import Trainer
 from tests.conftest import REPOSITORY, image_folder, striped_images, tiny_net
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunnet.errors import ConfigError
-from prunnet.masks import LayerMasks, keep_count, top_k_mask
+from prunnet.pruning.masks import LayerMasks, keep_count, top_k_mask
 from tests import reference
 
 shapes = st.sampled_from([(7,), (5, 3), (4, 3, 3, 3), (6, 1, 3, 3), (1, 1)])

@@ -20,10 +20,11 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.session import session
 from prunnet import results
-from prunnet.checkpoint import load_network, read_header
-from prunnet.config import ClusterConfig
+from prunnet.config.recipe import ClusterConfig
 from prunnet.data.transforms import Augmentation
-from prunnet.training import Trainer
+from prunnet.networks.files import load_network
+from prunnet.storage.tensor_files import read_header
+from prunnet.training.trainer import Trainer
 from tests import methods
 from tests.conftest import image_folder
 from tests.test_jobs import checkpoints, descendants, run, start, wait_until

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 import prunnet
-from prunnet.config import TrainConfig, load_recipe, parse_recipe
+from prunnet.config.methods import METHODS, VARIANTS
+from prunnet.config.recipe import TrainConfig, load_recipe, parse_recipe
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import ConfigError
-from prunnet.methods import METHODS, VARIANTS
 from tests.conftest import striped_images, tiny_net
 
 

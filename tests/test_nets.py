@@ -10,14 +10,15 @@ import timm
 import torch
 
 import prunnet
-from prunnet import prunable
-from prunnet.checkpoint import load_network, save_network
-from prunnet.cost import layer_macs
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError
-from prunnet.masks import keep_count
-from prunnet.nets import RetrievalNet
-from prunnet.subnetworks import Subnetwork, calibration_loader, subnetwork
+from prunnet.networks.files import load_network, save_network
+from prunnet.networks.retrieval_net import RetrievalNet
+from prunnet.pruning import prunable
+from prunnet.pruning.macs import layer_macs
+from prunnet.pruning.masks import keep_count
+from prunnet.subnetworks.batchnorm import calibration_loader
+from prunnet.subnetworks.subnet import Subnetwork, subnetwork
 from tests.conftest import striped_images, tiny_net
 
 BACKBONES = ("resnet18", "mobilenetv2_100", "convnext_atto", "vit_tiny_patch16_224")

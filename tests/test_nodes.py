@@ -17,7 +17,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from prunnet import results
-from prunnet.checkpoint import load_network
+from prunnet.networks.files import load_network
 from tests import test_jobs, test_search_jobs
 from tests.conftest import REPOSITORY, image_folder
 from tests.test_jobs import checkpoints, run, wait_until

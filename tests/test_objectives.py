@@ -15,21 +15,21 @@ from hypothesis import strategies as st
 from scipy import integrate as quadrature
 from torch import Tensor
 
-from prunnet import prunable
-from prunnet.config import TrainConfig
+from prunnet.config.recipe import TrainConfig
 from prunnet.errors import ConfigError
-from prunnet.masks import global_counts, keep_count
-from prunnet.objectives import ndpp, odpp
-from prunnet.objectives.asymmetric import MARGIN, Asymmetric
-from prunnet.objectives.bct import Bct
-from prunnet.objectives.masked import Masked, step_seed
-from prunnet.objectives.prototypes import Prototypes, prototype_loss
-from prunnet.objectives.prunnet import PrunNet, drawn
-from prunnet.objectives.regression import Regression
-from prunnet.objectives.sfsc import evidential_loss, kl_to_uniform, uncertainty
-from prunnet.objectives.switchable import Switchable
-from prunnet.subnetworks import subnetwork
-from prunnet.training import steps_per_epoch
+from prunnet.pruning import prunable
+from prunnet.pruning.masks import global_counts, keep_count
+from prunnet.subnetworks.subnet import subnetwork
+from prunnet.training.objectives import ndpp, odpp
+from prunnet.training.objectives.asymmetric import MARGIN, Asymmetric
+from prunnet.training.objectives.bct import Bct
+from prunnet.training.objectives.masked import Masked, step_seed
+from prunnet.training.objectives.prototypes import Prototypes, prototype_loss
+from prunnet.training.objectives.prunnet import PrunNet, drawn
+from prunnet.training.objectives.regression import Regression
+from prunnet.training.objectives.sfsc import evidential_loss, kl_to_uniform, uncertainty
+from prunnet.training.objectives.switchable import Switchable
+from prunnet.training.trainer import steps_per_epoch
 from tests import reference
 from tests.conftest import tiny_net
 from tests.methods import CASES, batch, config_of, gradients, images, net_for, objective_of, save_old
@@ -145,7 +145,7 @@ def test_prototypes_are_normalised_means_of_normalised_embeddings(old: Path) -> 
     term = objective.term
     assert isinstance(term, Prototypes)
     every = images()
-    from prunnet.checkpoint import load_network
+    from prunnet.networks.files import load_network
     from tests.methods import PREPROCESSING
 
     net, _ = load_network(old)
@@ -181,7 +181,7 @@ def term_of(case: str, old: Path) -> object:
 
 
 def test_bcts_classifier_is_the_old_one_and_frozen(old: Path) -> None:
-    from prunnet.checkpoint import load_network
+    from prunnet.networks.files import load_network
 
     term = term_of("bct", old)
     assert isinstance(term, Bct)
@@ -399,7 +399,7 @@ def test_global_masks_nest_and_no_layer_dies() -> None:
 def test_the_cases_hold_every_method_and_variant() -> None:
     from typing import get_args
 
-    from prunnet.methods import METHODS, VARIANTS
+    from prunnet.config.methods import METHODS, VARIANTS
 
     used = [config_of(case, Path("old")) for case in CASES]
     assert {config.method for config in used} == set(METHODS)

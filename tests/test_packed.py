@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from prunnet import data
-from prunnet.config import DataConfig
+from prunnet.config.recipe import DataConfig
 from prunnet.data import files, packed
 from prunnet.errors import DataError
 from sweeps.cli import app

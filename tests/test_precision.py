@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from prunnet import convolutions, precision
-from prunnet.communication import Reducer
-from prunnet.convolutions import Kind
 from prunnet.errors import ConfigError
-from prunnet.precision import kinds_of, settle
-from prunnet.widths import SwitchableNet
+from prunnet.networks.switchable import SwitchableNet
+from prunnet.training import convolutions, precision
+from prunnet.training.convolutions import Kind
+from prunnet.training.gradients.reducer import Reducer
+from prunnet.training.precision import kinds_of, settle
 from tests.conftest import REPOSITORY, tiny_net
 
 CPU = torch.device("cpu")

@@ -13,12 +13,12 @@ import pytest
 from rich.errors import MarkupError
 from safetensors import SafetensorError
 
-from prunnet.atomic import check_output
 from prunnet.data.transforms import Preprocessing
-from prunnet.embeddings import embed_folder
 from prunnet.errors import ConfigError
-from prunnet.export import export, identity
-from prunnet.subnetworks import subnetwork
+from prunnet.export.embedding_sets import embed_folder
+from prunnet.export.formats import export, identity
+from prunnet.storage.atomic import check_output
+from prunnet.subnetworks.subnet import subnetwork
 from sweeps import cli
 from sweeps.printing import Console, Table
 from sweeps.run import one_line_errors

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from prunnet import data, results
-from prunnet.checkpoint import network_sha
-from prunnet.communication import Reducer
-from prunnet.config import Recipe, parse_recipe
+from prunnet.config.recipe import Recipe, parse_recipe
 from prunnet.data.base import some_of
 from prunnet.errors import ConfigError
-from prunnet.families import make_trainer
-from prunnet.probe import Probe, ProbeConfig, score, spread
-from prunnet.training import Trainer
+from prunnet.experiments.stages import make_trainer
+from prunnet.experiments.validation_probe import Probe, ProbeConfig, score, spread
+from prunnet.networks.files import network_sha
+from prunnet.training.gradients.reducer import Reducer
+from prunnet.training.trainer import Trainer
 from tests.conftest import image_folder
 
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from prunnet.data.base import MemoryImages, RetrievalTest
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError
-from prunnet.retrieval import search
-from prunnet.retrieval.features import load_features, make_features
+from prunnet.evaluation.stored_features import load_features, make_features
+from prunnet.retrieval import exact_search as search
 from prunnet.retrieval.protocol import Truth
-from prunnet.subnetworks import subnetwork
+from prunnet.subnetworks.subnet import subnetwork
 from tests import reference
 from tests.conftest import tiny_net
 
@@ -116,7 +116,7 @@ def test_searching_a_gallery_in_parts_changes_nothing(seed: int, rows: int) -> N
     rng = np.random.default_rng(seed)
     queries, gallery = features(rng, 4), features(rng, 15)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importlib.import_module("prunnet.retrieval.search"), "_CHUNK", rows)
+        patch.setattr(importlib.import_module("prunnet.retrieval.exact_search"), "_CHUNK", rows)
         ranks, similarity = search(queries, gallery, 6)
     assert ranks.tolist() == [order[:6] for order in ranking(queries, gallery)]
     assert np.array_equal(similarity, np.take_along_axis(queries @ gallery.T, ranks, axis=1))
@@ -124,7 +124,7 @@ def test_searching_a_gallery_in_parts_changes_nothing(seed: int, rows: int) -> N
 
 @pytest.mark.gpu
 def test_a_gpu_finds_what_the_cpu_finds(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("prunnet.retrieval.search")
+    module = importlib.import_module("prunnet.retrieval.exact_search")
     rng = np.random.default_rng(0)
     queries, gallery = (rng.standard_normal((n, 64), dtype=np.float32) for n in (20, 5000))
     if not getattr(module.faiss, "get_num_gpus", lambda: 0)():

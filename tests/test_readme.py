@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from prunnet import data, results
-from prunnet.config import load_recipe
+from prunnet.config.recipe import load_recipe
 from sweeps.ablation_recipe import load_ablation
 from sweeps.cli import app
 from sweeps.search_recipe import SearchFile, load_search

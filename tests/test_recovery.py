@@ -12,11 +12,12 @@ import pytest
 from rich.console import Console
 
 from cluster import checkpoints, training
-from prunnet import data, resume
-from prunnet.checkpoint import load_network
-from prunnet.config import Recipe, parse_recipe
+from prunnet import data
+from prunnet.config.recipe import Recipe, parse_recipe
 from prunnet.errors import CheckpointError, DataError, DataWarning
-from prunnet.families import finished, make_trainer, train_here
+from prunnet.experiments.stages import finished, make_trainer, train_here
+from prunnet.networks.files import load_network
+from prunnet.training import resume
 from tests.conftest import image_folder
 
 TINY = {

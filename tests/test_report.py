@@ -17,7 +17,7 @@ from analysis import interactive, report, search, search_page
 from analysis.frame import Frame
 from analysis.pareto import Point, front
 from analysis.quantities import Quantity
-from prunnet.results import write_part
+from prunnet.results.table import write_part
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")

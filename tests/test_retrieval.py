@@ -20,8 +20,8 @@ from prunnet.retrieval import (
     revisited,
     revisited_details,
     score,
-    search,
 )
+from prunnet.retrieval import exact_search as search
 from prunnet.retrieval.metrics import average_precision_of, map_at_k_of, recall_of
 from tests import reference
 

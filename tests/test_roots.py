@@ -17,16 +17,17 @@ import torch
 from typer.testing import CliRunner
 
 from prunnet import data
-from prunnet.config import DataConfig
-from prunnet.data import folders, names, packed
+from prunnet.config.recipe import DataConfig
+from prunnet.data import packed
 from prunnet.data.files import unreadable
-from prunnet.data.names import Walk, packed_names, unpacked_name, unpacked_names
-from prunnet.data.roots import open_root
+from prunnet.data.sources import folders, names
+from prunnet.data.sources.names import Walk, packed_names, unpacked_name, unpacked_names
+from prunnet.data.sources.roots import open_root
 from prunnet.data.transforms import Preprocessing
-from prunnet.embeddings import EmbeddingSet, contact_sheet, embed_folder, query, write_csv
 from prunnet.errors import CheckpointError, DataError
-from prunnet.export import export, identity, open_export
-from prunnet.subnetworks import subnetwork
+from prunnet.export.embedding_sets import EmbeddingSet, contact_sheet, embed_folder, query, write_csv
+from prunnet.export.formats import export, identity, open_export
+from prunnet.subnetworks.subnet import subnetwork
 from sweeps.cli import app
 from tests.conftest import image_folder, tiny_net
 from tests.layouts import LAYOUTS, image, put

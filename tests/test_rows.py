@@ -15,9 +15,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunnet import kernels
-from prunnet.masks import LayerMasks, StoredMasks, in_memory_order, laid_out_like
-from prunnet.rows import LayerRows, inner_products, write_sums
+from prunnet.pruning import compiled_loops
+from prunnet.pruning.masks import LayerMasks, StoredMasks, in_memory_order, laid_out_like
+from prunnet.training.gradients.rows import LayerRows, inner_products, write_sums
 
 CAPACITIES = [0.7, 0.4, 0.05]
 CUTS = [None, 0, 1, 2]
@@ -145,7 +145,7 @@ def test_the_kth_largest_is_found_among_few_candidates(values: list[float], dtyp
     magnitudes = np.array(values, dtype)
     counts = data.draw(st.lists(st.integers(1, len(values)), min_size=1, max_size=4))
     integers = magnitudes.view(np.int32 if dtype == np.float32 else np.int64)
-    found, slices, ranks = kernels.candidates(integers, np.array(counts))
+    found, slices, ranks = compiled_loops.candidates(integers, np.array(counts))
     falling = np.sort(integers)[::-1]
     for count, (start, stop), rank in zip(counts, slices, ranks, strict=True):
         assert np.sort(found[start:stop])[::-1][rank - 1] == falling[count - 1]
@@ -153,7 +153,7 @@ def test_the_kth_largest_is_found_among_few_candidates(values: list[float], dtyp
 
 def test_of_many_magnitudes_few_are_candidates() -> None:
     magnitudes = np.random.default_rng(0).random(200_000, np.float32).view(np.int32)
-    found, _, _ = kernels.candidates(magnitudes, np.array([20_000, 100_000, 180_000]))
+    found, _, _ = compiled_loops.candidates(magnitudes, np.array([20_000, 100_000, 180_000]))
     assert len(found) < len(magnitudes) / 100
 
 
@@ -165,8 +165,8 @@ def select(folder: Path, trouble: str = "") -> None:
     """A process that compiles a loop, or reads it."""
     code = (
         f"import numba.core.caching as c\n{trouble}\n"
-        "import numpy as np; from prunnet import kernels\n"
-        "kernels.candidates(np.arange(9, dtype=np.int32), np.array([2])); print('selected')"
+        "import numpy as np; from prunnet.pruning import compiled_loops\n"
+        "compiled_loops.candidates(np.arange(9, dtype=np.int32), np.array([2])); print('selected')"
     )
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
@@ -183,7 +183,7 @@ def test_machine_code_is_kept_where_there_is_a_folder_for_it(tmp_path: Path, tro
 @pytest.mark.parametrize("suffix", ["nbc", "nbi"])
 def test_torn_machine_code_is_made_anew(tmp_path: Path, suffix: str) -> None:
     select(tmp_path)
-    (torn,) = tmp_path.rglob(f"kernels.candidates*.{suffix}")
+    (torn,) = tmp_path.rglob(f"compiled_loops.candidates*.{suffix}")
     whole = torn.stat().st_size
     os.truncate(torn, 30)
     select(tmp_path)

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from prunnet import results
-from prunnet.config import Recipe, load_recipe
+from prunnet.config.recipe import Recipe, load_recipe
 from prunnet.errors import ConfigError
-from prunnet.storage import lock_file, place, private_folder
+from prunnet.storage.paths import lock_file, place, private_folder
 from sweeps.ablation import ablate
 from sweeps.ablation_recipe import load_ablation
 from sweeps.run import Run, open_run

@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prunnet import hashing
-from prunnet.checkpoint import load_training, read_header, save_training
 from prunnet.errors import CheckpointError
+from prunnet.networks.files import load_training, save_training
+from prunnet.storage import hashing
+from prunnet.storage.tensor_files import read_header
 
 STATE = {"net.weight": torch.arange(12.0).view(3, 4), "optimizer.step": torch.tensor(7)}
 HEADER = {"step": 3, "training_hash": "0123", "history": [{"loss": 1.5}]}

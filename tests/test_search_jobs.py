@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from prunnet import results
-from prunnet.config import load_recipe
+from prunnet.config.recipe import load_recipe
 from tests.conftest import image_folder
 from tests.test_jobs import Head, kill, run, start, wait_until
 from tests.test_jobs import head as head

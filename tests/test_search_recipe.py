@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunnet.config import Recipe
+from prunnet.config.recipe import Recipe
 from prunnet.errors import ConfigError
 from sweeps.search_recipe import CapacitySet, Search, SearchFile, load_search
 from tests.conftest import REPOSITORY

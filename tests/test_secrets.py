@@ -18,14 +18,14 @@ from typer.testing import CliRunner
 
 from cluster.search import Job, Ledger
 from prunnet import results
-from prunnet.config import Recipe, load_recipe
+from prunnet.config.recipe import Recipe, load_recipe
+from prunnet.config.trial import Trial
 from prunnet.errors import CheckpointError, ConfigError, one_line
-from prunnet.evaluation import evaluate_here
-from prunnet.families import train_here
-from prunnet.plan import evaluation_plan, network_arrays, plan_units
-from prunnet.redact import restored
-from prunnet.storage import place, shown
-from prunnet.trial import Trial
+from prunnet.evaluation.evaluator import evaluate_here
+from prunnet.experiments.stages import train_here
+from prunnet.experiments.work_units import evaluation_plan, network_arrays, plan_units
+from prunnet.redact import restored, shown
+from prunnet.storage.paths import place
 from sweeps.capacity import conclude, trained_networks
 from sweeps.cli import app
 from sweeps.finished import open_data

@@ -20,7 +20,7 @@ import ray
 import cluster.session
 from cluster.ending import depending_on, stoppable
 from cluster.session import session
-from prunnet.config import ClusterConfig
+from prunnet.config.recipe import ClusterConfig
 from prunnet.errors import ResourceError
 from tests.conftest import REPOSITORY
 

@@ -14,9 +14,9 @@ import pytest
 from prunnet import results
 from prunnet.config import load_recipe
 from prunnet.errors import DataError
-from prunnet.evaluation import evaluate_here
-from prunnet.families import Family, train_here
-from prunnet.plan import evaluation_plan, network_arrays, plan_units
+from prunnet.evaluation.evaluator import evaluate_here
+from prunnet.experiments.stages import Family, train_here
+from prunnet.experiments.work_units import evaluation_plan, network_arrays, plan_units
 from sweeps.capacity import conclude
 from sweeps.cli import COMMANDS
 from sweeps.finished import drawn_again, open_data

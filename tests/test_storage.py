@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from prunnet import data, results, storage
-from prunnet.atomic import put_in_place, write_text
-from prunnet.checkpoint import load_network, read_header, save_network
-from prunnet.config import DataConfig, load_recipe
+from prunnet.config.recipe import DataConfig, load_recipe
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError, DataError, ResultsError
-from prunnet.retrieval.features import load_features, make_features
-from prunnet.subnetworks import subnetwork
+from prunnet.evaluation.stored_features import load_features, make_features
+from prunnet.networks.files import load_network, save_network
+from prunnet.storage.atomic import put_in_place, write_text
+from prunnet.storage.tensor_files import read_header
+from prunnet.subnetworks.subnet import subnetwork
 from sweeps.run import Run, absolute_paths, open_run
 from tests.conftest import image_folder, tiny_net
 from tests.object_store import s3_server

@@ -11,16 +11,19 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunnet import fit, prunable, resume
-from prunnet.checkpoint import network_sha
-from prunnet.communication import Reducer
-from prunnet.config import Recipe, TrainConfig
+from prunnet import fit
+from prunnet.config.recipe import Recipe, TrainConfig
 from prunnet.data.base import MemoryImages
 from prunnet.data.transforms import Augmentation, Preprocessing
 from prunnet.errors import CheckpointError, ConfigError, DataError
-from prunnet.objectives import Context, make_objective
-from prunnet.objectives.masked import step_seed
-from prunnet.training import Trainer, schedule
+from prunnet.networks.files import network_sha
+from prunnet.pruning import prunable
+from prunnet.training import resume
+from prunnet.training.gradients.reducer import Reducer
+from prunnet.training.objectives.base import Context
+from prunnet.training.objectives.by_name import make_objective
+from prunnet.training.objectives.masked import step_seed
+from prunnet.training.trainer import Trainer, schedule
 from tests import methods, reference
 from tests.conftest import net_without_batchnorm, striped_images, tiny_net
 

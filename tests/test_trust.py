@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 
 from cluster.layerwise import REACH, group, sampler
 from prunnet import data, results
-from prunnet.config import DataConfig
+from prunnet.config.recipe import DataConfig
 from prunnet.errors import CheckpointError, ResultsError
-from prunnet.export import export, identity, open_export
-from prunnet.subnetworks import subnetwork
+from prunnet.export.formats import export, identity, open_export
+from prunnet.subnetworks.subnet import subnetwork
 from sweeps.cli import app
 from sweeps.study import journal
 from tests.conftest import REPOSITORY, image_folder, tiny_net
@@ -90,7 +90,7 @@ def test_an_onnx_file_that_reads_other_files_is_refused(tmp_path: Path) -> None:
     """Issue 15, A3: weights of an ONNX file may stand in any other file that it names."""
     import onnx
 
-    from prunnet import hashing, seal
+    from prunnet.storage import hashing, seal
 
     (tmp_path / "secret").write_bytes(b"\x00" * 64)
     weight = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[4, 4])
@@ -159,9 +159,13 @@ RUNS = re.compile(
     r"|^onnx\.load$|^np\.load$|^numpy\.load$|\.extractall$|^read_pickle$|pd\.read_pickle$"
 )
 PLACES = {
-    "prunnet/data/pickles.py": {"pickle.Unpickler"},  # a subclass that refuses every name but those of data
-    "prunnet/export.py": {"torch.export.load", "onnx.load", "__import__"},  # the first only where its maker is trusted
-    "prunnet/latency.py": {"torch.load"},  # in a text: a process that is fed with a file of a moment ago
+    "prunnet/data/datasets/pickles.py": {"pickle.Unpickler"},  # a subclass that refuses every name but those of data
+    "prunnet/export/formats.py": {
+        "torch.export.load",
+        "onnx.load",
+        "__import__",
+    },  # the first only where its maker is trusted
+    "prunnet/export/latency.py": {"torch.load"},  # in a text: a process that is fed with a file of a moment ago
 }
 
 

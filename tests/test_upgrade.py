@@ -14,21 +14,23 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from prunnet import data
-from prunnet.checkpoint import Statistics, load_calibrated, load_network, network_sha, save_network
-from prunnet.compare import Side, compare, data_of
-from prunnet.config import DataConfig, Recipe, parse_recipe
+from prunnet.config.recipe import DataConfig, Recipe, parse_recipe
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError
-from prunnet.evaluation import Evaluator, features_path
-from prunnet.families import Family, train_here
-from prunnet.gains import p_1, p_comp, p_up, update_gain
-from prunnet.nets import RetrievalNet
-from prunnet.plan import evaluation_plan, network_arrays, plan_units
+from prunnet.evaluation.compare import Side, compare, data_of
+from prunnet.evaluation.evaluator import Evaluator, features_path
+from prunnet.evaluation.stored_features import load_features
+from prunnet.experiments.stages import Family, train_here
+from prunnet.experiments.work_units import evaluation_plan, network_arrays, plan_units
+from prunnet.networks.files import Statistics, load_calibrated, load_network, network_sha, save_network
+from prunnet.networks.retrieval_net import RetrievalNet
+from prunnet.results.upgrade_metrics import p_1, p_comp, p_up, update_gain
 from prunnet.retrieval.compatibility import negative_flips, right_at_one
-from prunnet.retrieval.features import embed, load_features
 from prunnet.retrieval.hits import from_ranks
-from prunnet.subnetworks import calibration_loader, running_statistics, subnetwork
-from prunnet.upgrade import OldNetwork, converted
+from prunnet.subnetworks.batchnorm import calibration_loader, running_statistics
+from prunnet.subnetworks.embed import embed
+from prunnet.subnetworks.subnet import subnetwork
+from prunnet.training.objectives.old_network import OldNetwork, converted
 from sweeps.cli import app
 from tests.conftest import image_folder, tiny_net
 from tests.layouts import LAYOUTS

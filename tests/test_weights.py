@@ -9,9 +9,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from prunnet.config import ModelConfig, load_recipe
+from prunnet.config.recipe import ModelConfig, load_recipe
 from prunnet.errors import ConfigError
-from prunnet.nets import RetrievalNet, make_backbone
+from prunnet.networks.retrieval_net import RetrievalNet, make_backbone
 from tests.conftest import REPOSITORY
 
 OPTIONS = {"channels": [8, 8, 16, 32]}

@@ -10,12 +10,13 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunnet.checkpoint import load_network, save_network
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import ConfigError
-from prunnet.nets import RetrievalNet
-from prunnet.subnetworks import Subnetwork, subnetwork
-from prunnet.widths import SwitchableNet, channels, width_of
+from prunnet.networks.files import load_network, save_network
+from prunnet.networks.retrieval_net import RetrievalNet
+from prunnet.networks.switchable import SwitchableNet
+from prunnet.pruning.width_slices import channels, width_of
+from prunnet.subnetworks.subnet import Subnetwork, subnetwork
 
 NARROW = {
     "resnet18": {"channels": [8, 8, 12, 16]},

@@ -11,11 +11,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from prunnet import hashing, prunable
-from prunnet.communication import Reducer
-from prunnet.config import TrainConfig
+from prunnet.config.recipe import TrainConfig
 from prunnet.data.transforms import Augmentation
-from prunnet.training import Trainer
+from prunnet.pruning import prunable
+from prunnet.storage import hashing
+from prunnet.training.gradients.reducer import Reducer
+from prunnet.training.trainer import Trainer
 from tests.conftest import striped_images, tiny_net
 from tests.methods import (
     CASES,

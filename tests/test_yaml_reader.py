@@ -10,9 +10,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunnet.config import load_recipe
+from prunnet.config.recipe import load_recipe
 from prunnet.errors import ECHO, ConfigError, echo
-from prunnet.yaml_reader import MAX_BYTES, parse_yaml, read_yaml
+from prunnet.storage.yaml_reader import MAX_BYTES, parse_yaml, read_yaml
 from sweeps.ablation_recipe import load_ablation
 from sweeps.search_recipe import load_search
 from tests.conftest import REPOSITORY

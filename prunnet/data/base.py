@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from prunnet import hashing
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import ConfigError, DataError
 from prunnet.retrieval.protocol import Truth
+from prunnet.storage import hashing
 
 IntArray = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]

@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from prunnet import hashing
 from prunnet.data.base import ImageSet, IntArray, MemoryImages, Pixels
-from prunnet.data.decode import decoded
-from prunnet.data.names import packed_names, unpacked_name, unpacked_names
-from prunnet.data.roots import Root
+from prunnet.data.sources.decode import decoded
+from prunnet.data.sources.names import packed_names, unpacked_name, unpacked_names
+from prunnet.data.sources.roots import Root
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import DataError
-from prunnet.storage import cache
+from prunnet.storage import hashing
+from prunnet.storage.paths import cache
 
 MEMORY_BYTES = 2**30
 """Sets that need no more as pixels are decoded once and kept; larger ones are decoded as they are read."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from prunnet.config import DataConfig
+from prunnet.config.recipe import DataConfig
 from prunnet.data.base import Dataset, IntArray, RetrievalTest, check_classes
 from prunnet.data.files import Boxes, Encoded, Files, ImageFiles, unreadable
 from prunnet.data.transforms import Preprocessing

@@ -27,15 +27,15 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, Field, ValidationError
 
-from prunnet import hashing
-from prunnet.atomic import put_in_place
 from prunnet.data.base import IntArray
-from prunnet.data.decode import size_of
 from prunnet.data.listing import Groups, Listing, Part, Split
-from prunnet.data.names import packed_names, unpacked_name, unpacked_names
+from prunnet.data.sources.decode import size_of
+from prunnet.data.sources.names import packed_names, unpacked_name, unpacked_names
 from prunnet.errors import DataError, echo, one_line
-from prunnet.hashing import of_file
-from prunnet.storage import lock_file
+from prunnet.storage import hashing
+from prunnet.storage.atomic import put_in_place
+from prunnet.storage.hashing import of_file
+from prunnet.storage.paths import lock_file
 
 VERSION = 1
 MANIFEST = "manifest.json"

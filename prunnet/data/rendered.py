@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from prunnet import hashing
-from prunnet.atomic import put_in_place
 from prunnet.errors import ConfigError
-from prunnet.storage import cache
+from prunnet.storage import hashing
+from prunnet.storage.atomic import put_in_place
+from prunnet.storage.paths import cache
 
 Arrays = dict[str, np.ndarray]
 _HASH = "sha256"

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from PIL import Image, ImageColor
 from pydantic import TypeAdapter, ValidationError
 
-from prunnet import hashing
-from prunnet.config import MAX_SIDE, DataConfig
-from prunnet.data.decode import WHITE, Colour
+from prunnet.config.recipe import MAX_SIDE, DataConfig
+from prunnet.data.sources.decode import WHITE, Colour
 from prunnet.errors import CheckpointError, echo
+from prunnet.storage import hashing
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,4 +1,5 @@
-"""Which queries an upgrade gets wrong that were right before (METHODS section 6); its gains are in `prunnet.gains`."""
+"""Which queries an upgrade gets wrong that were right before (METHODS section 6); its gains are in
+`results.upgrade_metrics`."""
 
 from __future__ import annotations
 

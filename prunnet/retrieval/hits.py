@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prunnet.errors import ConfigError
-from prunnet.retrieval.search import Features, check_features
+from prunnet.retrieval.exact_search import Features, check_features
 
 Ints = npt.NDArray[np.integer]
 Indices = Sequence[Ints]

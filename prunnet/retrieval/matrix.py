@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from prunnet.retrieval.exact_search import Features
 from prunnet.retrieval.hits import Indices, from_features
 from prunnet.retrieval.protocol import Scores, measured
-from prunnet.retrieval.search import Features
 
 
 def score(queries: Features, gallery: Features, relevant: Indices, junk: Indices | None = None) -> Scores:

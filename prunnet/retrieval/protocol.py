@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prunnet.retrieval.exact_search import Features
 from prunnet.retrieval.hits import Hits, Ints, from_features
 from prunnet.retrieval.metrics import (
     average_precision_of,
@@ -16,7 +17,6 @@ from prunnet.retrieval.metrics import (
     mean_precision_of,
     recall_of,
 )
-from prunnet.retrieval.search import Features
 
 Scores = dict[str, float | int]
 

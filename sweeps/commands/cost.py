@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from prunnet.choices import RUNTIMES
-from prunnet.config import check_capacity
+from prunnet.config.choices import RUNTIMES, check_capacity
 from prunnet.errors import ConfigError, echo
 from sweeps.run import check_number
 

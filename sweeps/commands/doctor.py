@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from prunnet.config import apply_override, parse_recipe
+from prunnet.config import parse_recipe
+from prunnet.config.recipe import apply_override
 from sweeps.printing import Console
 
 app = typer.Typer(no_args_is_help=True, help="What prunnet sees of a backbone or a data set.")

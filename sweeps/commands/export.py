@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from prunnet.atomic import check_output
-from prunnet.choices import EMBEDDINGS, PRECISIONS, check_format
-from prunnet.config import apply_override, check_capacity, parse_recipe
+from prunnet.config import parse_recipe
+from prunnet.config.choices import EMBEDDINGS, PRECISIONS, check_capacity, check_format
+from prunnet.config.recipe import apply_override
 from prunnet.errors import ConfigError, echo
+from prunnet.storage.atomic import check_output
 
 
 def export(

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from prunnet.config import check_capacity, load_recipe
+from prunnet.config import load_recipe
+from prunnet.config.choices import check_capacity
 from prunnet.errors import ConfigError, echo
 from sweeps.run import RECIPES, one_line_errors
 

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from prunnet.atomic import check_output
-from prunnet.config import apply_override, parse_recipe
+from prunnet.config import parse_recipe
+from prunnet.config.recipe import apply_override
+from prunnet.storage.atomic import check_output
 from sweeps.printing import Console
 
 

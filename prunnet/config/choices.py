@@ -1,0 +1,55 @@
+"""Names that recipes and commands choose from, and values that they check alike. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+from prunnet.errors import ConfigError, echo, unknown
+
+
+def check_capacity(value: float) -> float:
+    """`value` if 0 < value <= 1, else ConfigError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ConfigError(f"capacity {echo(value)} is not a number; valid: 0 < capacity <= 1")
+    if not 0.0 < value <= 1.0:
+        raise ConfigError(f"capacity {echo(value)} is out of range; valid: 0 < capacity <= 1")
+    return float(value)
+
+
+def check_density(granularity: str, capacities: Iterable[float]) -> None:
+    """ConfigError where a granularity of scores does not have one of the capacities."""
+    if granularity == "nm" and (odd := sorted(set(capacities) - {0.5, 1.0})):
+        raise ConfigError(f"capacities {odd}: granularity 'nm' keeps 2 of 4 weights, so it has 0.5 (and 1.0) only")
+
+
+GRANULARITIES = ("weight", "nm", "kernel", "channel")
+UNITS = {"weight": "weights", "nm": "weights", "kernel": "weights", "channel": "macs"}
+"""What a capacity is a fraction of."""
+
+
+def check_granularity(granularity: str) -> str:
+    """`granularity` if there is one of that name, else ConfigError."""
+    if granularity not in GRANULARITIES:
+        raise ConfigError(unknown("granularity", granularity, GRANULARITIES))
+    return granularity
+
+
+RUNTIMES = ("eager", "compile", "onnxruntime")
+"""What latency is measured in (`prunnet.export.latency`)."""
+PRECISIONS = ("fp32", "fp16", "int8")
+FORMATS = (".safetensors", ".onnx", ".pt2")
+"""Suffixes of exports (`prunnet.export.formats`)."""
+EMBEDDINGS = "embeddings.safetensors"
+"""File of a set of embeddings in its folder (`prunnet.export.embedding_sets`)."""
+
+
+def check_format(path: str | Path, precision: str) -> None:
+    """ConfigError where no format has the suffix of `path`, or the format does not have the precision."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise ConfigError(f"--to {str(path)!r}: valid: a name that ends in {', '.join(FORMATS)}")
+    if precision not in PRECISIONS or (suffix == ".pt2" and precision == "int8"):
+        valid = ", ".join(PRECISIONS[:2] if suffix == ".pt2" else PRECISIONS)
+        raise ConfigError(f"--precision {precision!r} for {suffix}; valid: {valid}")

@@ -1,0 +1,448 @@
+"""The recipe: typed, validated sections, read from YAML and changed by dotted overrides.
+
+`Recipe` = `data, model, train, sweep, cluster`. An unknown key fails and names the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from prunnet.config.choices import check_capacity, check_density
+from prunnet.config.colours import check_colour
+from prunnet.config.methods import METHODS, revisions, settle
+from prunnet.errors import ConfigError, echo, unknown
+from prunnet.redact import shown
+from prunnet.storage.hashing import METHOD_VERSION, calibrations_of, of_file, of_json, weights_sha_of
+from prunnet.storage.yaml_reader import parse_yaml, read_yaml
+
+Capacity = Annotated[float, AfterValidator(check_capacity)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+MAX_SIDE = 2**14
+"""Pixels of an image's side, at most: 800 MB in colour."""
+Side = Annotated[int, Field(ge=8, le=MAX_SIDE)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Which images, which classes are held out, and what the network sees of them."""
+
+    name: str = "glyphs"
+    root: str | None = None
+    """Folder, .zip or packed store (`prunnet pack`) of the data set; docs/DATA.md says how it is laid out."""
+    download: bool = False
+    """cifar100, omniglot: fetch what is not in `root`."""
+    boxes: bool = False
+    """inshop: cut every image to its box."""
+    image_size: Side = 32
+    """Pixels, side of the square that the network sees."""
+    resize: Side | None = None
+    """Pixels of the shorter side before the crop to image_size; None: image_size, no crop."""
+    channels: Literal[1, 3] = 1
+    invert: bool = False
+    """Swap black and white, for dark ink on light paper."""
+    background: Annotated[str, AfterValidator(check_colour)] = "#ffffff"
+    """What shows through transparent pixels, before `invert`: a name such as black, or #rrggbb in quotes."""
+    mean: float | None = None
+    """Pixel mean in [0, 1]; None: 0.5 (grey) or ImageNet's (colour)."""
+    std: Annotated[float, Field(gt=0)] | None = None
+    seed: Seed = 0
+    images_per_class: Annotated[int, Field(ge=1, le=100_000)] = 20
+    """glyphs, colour_glyphs: images rendered a class."""
+    classes: Annotated[int, Field(ge=2, lt=2**31)] = 400
+    """glyphs, colour_glyphs: training classes (letters), at most."""
+    holdout: Literal["class", "top_folder", "list"] = "class"
+    """imagefolder only: what `test` and `validation` name: class folders, top folders, or text files with
+    one class folder a line."""
+    test: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+    test_fraction: Fraction = 0.2
+    """imagefolder: share of classes (or top folders) drawn from the seed where `test` is empty."""
+    validation_fraction: Fraction | None = None
+    """Share of classes held out for validation; None: a tenth for imagefolder, none of a benchmark's classes."""
+    train_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the training classes that is used, drawn from the seed; for an old network that has seen less."""
+    protocol: Literal["leave_one_out", "query_gallery"] = "leave_one_out"
+    queries_per_class: Positive = 1
+    """query_gallery only: images of a class that become queries."""
+    skip_unreadable: bool = False
+    """Leave unreadable images out (counted and named) instead of stopping."""
+    fingerprint: Literal["times", "sizes", "content"] = "times"
+    """How training images are told from others when a training is resumed or found finished: times: names, sizes and
+    modification times; sizes: names and sizes, for a copy whose times are its own; content: names and bytes, read once
+    more."""
+    rotate: Annotated[float, Field(ge=0, le=180)] = 10.0
+    """Augmentation of training images: degrees, uniform in ±rotate."""
+    translate: Annotated[float, Field(ge=0, le=1)] = 0.08
+    """Share of the side, uniform in ±translate."""
+    scale: Annotated[float, Field(ge=0)] = 0.15
+    """Log-uniform in 1/(1 + scale) … 1 + scale."""
+    shear: Annotated[float, Field(ge=0, lt=90)] = 8.0
+    """Degrees, uniform in ±shear."""
+    flip: bool = False
+    """Horizontal flip of half of the training images; right for photographs, wrong for letters."""
+
+
+class ModelConfig(Section):
+    """The network: any timm backbone, neck and classifier."""
+
+    backbone: str = "resnet18"
+    options: dict[str, Any] = {}
+    """Keyword arguments for timm.create_model, such as {channels: [32, 64, 128, 256]}."""
+    embedding_dim: Annotated[int, Field(ge=1, le=65_536)] = 256
+    stem: Literal["timm", "released"] = "timm"
+    """released: no max-pool after the stem, as in PrunNet's released ResNet-18."""
+    neck_norm: Literal["batch", "none"] = "batch"
+    pretrained: bool = False
+    """Start from timm's weights for this backbone, which timm downloads."""
+    weights: str | None = None
+    """Start from a backbone's weights in a local .safetensors file, as timm names them; no network is needed."""
+    checkpoint: str | None = None
+    """A trained network (model.safetensors of a run): sweep it instead of training one."""
+
+
+class TrainConfig(Section):
+    """How the network is trained (METHODS sections 2 to 5).
+
+    A variant that is None takes the method's own value; what a method does not leave open is refused.
+    """
+
+    method: str = "prunnet"
+    """See `prunnet.config.methods.METHODS`."""
+    capacities: tuple[Capacity, ...] = (0.8, 0.6, 0.4, 0.2)
+    """Trained beside the dense network. Methods of single networks make one network for each, after the dense one."""
+    alone: Capacity | None = None
+    """Methods of single networks: train only the network of this capacity."""
+    old: str | None = None
+    """Checkpoint (model.safetensors) of the network whose embeddings the new one must match."""
+    compatible: Literal["bct", "asymmetric", "regression", "prototypes", "ndpp", "odpp"] | None = None
+    """Adds that method's term, against `old`, to every pass of a network of many capacities."""
+    compatible_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Lambda of the term."""
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    """prototypes, ndpp, odpp: of the softmax over cosines."""
+    perturb: Literal["positive", "all"] = "positive"
+    """ndpp, odpp: the image's own prototype is the perturbed one (as released), or all are."""
+    neighbours: Positive | None = None
+    """ndpp: K; None: classes / 240, at least 5 (100 at the paper's 24,393 classes)."""
+    ndpp_scale: Literal["paper", "released"] = "paper"
+    """ndpp: how far old prototypes are pushed from old and new ones, 0.4 and 0.01; released: 0.16 and 0.004."""
+    bct_unknown: Literal["skip", "synthesise"] = "skip"
+    """bct: of images of classes that the old classifier does not know; synthesise: rows for them, of old embeddings."""
+    epochs: Positive = 10
+    batch_size: Positive = 64
+    """Images a step, over all workers."""
+    accumulate: Positive = 1
+    """Parts of a worker's share of the batch that run one after another, their gradients averaged, to save memory.
+    BatchNorm and losses that compare images see a part at a time."""
+    sampling: Literal["shuffled", "balanced"] = "shuffled"
+    """balanced: P x K batches, `per_class` images of each of batch_size / per_class classes, all classes equally often;
+    for losses that compare images within a batch."""
+    per_class: Annotated[int, Field(ge=2, lt=2**63)] = 4
+    """balanced only: K."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    score_lr: Annotated[float, Field(gt=0)] | None = None
+    """Learning rate of the scores; None: see `score_rate`."""
+    teacher_lr: Annotated[float, Field(gt=0)] | None = None
+    """bct, asymmetric, regression: learning rate of the dense network that the others match; None: lr."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """sgd only."""
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    schedule: Literal["constant", "step", "cosine"] = "cosine"
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (1 / 6, 1 / 3, 2 / 3)
+    """step only: shares of the training after which the rate falls to a tenth."""
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    clip_norm: Annotated[float, Field(gt=0)] = 100.0
+    label_smoothing: Fraction = 0.0
+    score_init: Literal["kaiming_uniform", "normal", "magnitude", "snip", "constant"] | None = None
+    granularity: Literal["weight", "nm", "kernel", "channel"] = "weight"
+    """What one score stands for. weight: a weight, as in the paper; nm: a weight, of which 2 of 4 along the input stay;
+    kernel: a convolution's kernel; channel: a channel with all that is tied to it, so that a subnetwork is a smaller
+    plain network, and capacity the fraction of the prunable MACs."""
+    channel_multiple: Positive = 8
+    """channel only: layers keep a multiple of so many channels."""
+    allocation: Literal["layer", "global"] | None = None
+    """layer: the same capacity in every layer; global: one threshold over all layers, 1% of each kept at least."""
+    capacity_sampling: Literal["fixed", "random", "sandwich"] | None = None
+    """random: as many as `capacities`, drawn anew each step between the smallest and the largest of them;
+    sandwich: the smallest, and the others drawn so. The dense network is trained beside them in any case."""
+    projection: Literal["none", "last", "sequential"] | None = None
+    block: Literal["kernel", "tensor", "network"] | None = None
+    weighting: Literal["mean", "cosine", "mgda", "uncertainty"] | None = None
+    exponent: Annotated[float, Field(ge=0)] = 0.5
+    """cosine only."""
+    evidential: Literal["exp", "softplus", "none"] | None = None
+    """sfsc only: what makes evidence of a logit; none: cross-entropy."""
+    priorities: Literal["uncertainty", "equal"] | None = None
+    """sfsc only: how much each width's gradient counts."""
+    reduction: Literal["sum", "mean"] | None = None
+    """sfsc only: of the projected gradients."""
+    evidence: Annotated[float, Field(ge=0)] = 1.0
+    """sfsc only: what the weight of the KL term is annealed to, over the first half of the training."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast and channels-last where the CPU has bf16 instructions or there is a GPU."""
+    seed: Seed = 0
+    checkpoint_every_steps: Positive | None = None
+    """Checkpoints inside an epoch too, beside the one at its end."""
+    checkpoint_every_minutes: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _variants_fit_the_method(cls, given: Any) -> Any:
+        return settle(given) if isinstance(given, dict) else given
+
+    @model_validator(mode="after")
+    def _capacities_are_distinct(self) -> TrainConfig:
+        single = METHODS[self.method].single
+        if not self.capacities and not single:
+            raise ConfigError("train.capacities is empty; valid: one or more numbers in (0, 1)")
+        if len(set(self.capacities)) != len(self.capacities) or 1.0 in self.capacities:
+            raise ConfigError(
+                f"train.capacities {echo(list(self.capacities))} must be distinct and below 1.0: "
+                "the dense network is always trained beside them"
+            )
+        if METHODS[self.method].network == "widths" and self.granularity != "weight":
+            raise ConfigError(
+                f"train.granularity={self.granularity!r} makes no sense with train.method={self.method!r}: a "
+                "switchable network has widths, and no scores"
+            )
+        check_density(self.granularity, [*self.capacities, *([self.alone] if self.alone else [])])
+        if self.alone is not None and not single:
+            raise ConfigError(
+                f"train.alone={self.alone} makes no sense with train.method={self.method!r}: it trains "
+                "one network for all capacities"
+            )
+        return self
+
+    @property
+    def score_rate(self) -> float:
+        """Learning rate of the scores: that of the weights unless `score_lr` says otherwise, and a hundredth of it for
+        channels, whose gradient is a sum over thousands of weights (docs/RESULTS.md)."""
+        if self.score_lr is not None:
+            return self.score_lr
+        return self.lr / 100 if self.granularity == "channel" else self.lr
+
+
+def _off(given: Any) -> Any:
+    """YAML reads a bare `off` as a truth value."""
+    return "off" if given is False else given
+
+
+class SweepConfig(Section):
+    """Which capacities are cut from the trained network, and how they are tested."""
+
+    capacities: tuple[Capacity, ...] = (1.0, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
+    dataset: str | None = None
+    """Test on this data set instead of the one in `data`: a network trained on gldv2 on roxford5k, say."""
+    root: str | None = None
+    """Its folder, .zip or packed store."""
+    long_side: Side | None = None
+    """Test on whole images, brought down to so many pixels along their longer side, instead of the centre crop."""
+    scales: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0,)
+    """Average the embeddings of each image at these sizes."""
+    gallery: Literal["matrix", "dense"] = "matrix"
+    """matrix: every capacity against every capacity; dense: self-tests and cross-tests against 1.0."""
+    split: Literal["test", "validation"] = "test"
+    calibrate: bool = True
+    """Re-estimate BatchNorm statistics for every subnetwork."""
+    calibration_images: Positive = 1024
+    masks: Literal["scores", "random"] = "scores"
+    """random: the control; masks of the same sizes drawn at random instead of by the learned scores."""
+    inside: Capacity = 1.0
+    """Granularity channel: the share of the weights inside the channels left that stays, by magnitude."""
+    measure: Annotated[Literal["off", "eager", "compile", "onnxruntime"], BeforeValidator(_off)] = "off"
+    """Also measure latency, size and peak memory of each capacity's compact network, on the machine of the driver,
+    before the evaluation begins."""
+    measure_threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    batch_size: Positive = 256
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _some_capacity(self) -> SweepConfig:
+        if not self.capacities:
+            raise ConfigError("sweep.capacities is empty; valid: one or more numbers in (0, 1]")
+        return self
+
+
+class ClusterConfig(Section):
+    """What the job asks of the cluster."""
+
+    workers: Positive = 2
+    """Data-parallel training processes."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    loaders: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Processes that decode images for each training worker, where they are files; 0: threads of the worker."""
+    actors: Positive = 2
+    """Evaluation actors."""
+    cpus_per_actor: Annotated[float, Field(gt=0)] = 1.0
+    gpus_per_actor: Annotated[float, Field(ge=0)] = 0.0
+    max_failures: Annotated[int, Field(ge=0, lt=2**31)] = 3
+    """Worker failures that a training survives."""
+    preemption_steps: Annotated[int, Field(ge=0, lt=2**31)] = 25
+    """Steps between looks whether a node is about to be taken away, which is answered by a checkpoint; 0: never."""
+    attempts: Positive = 3
+    """Times that a capacity is tried before it is reported as failed."""
+    wait_minutes: Annotated[float, Field(ge=0)] = 0.0
+    """How long to wait for a cluster that grows (an autoscaler is asked at once) before it is said to be too small."""
+    storage: str | None = None
+    """Folder of runs, shared by all nodes, or a URL (s3://bucket/runs, gs://…); None: ./runs, or ~/prunnet-runs in a
+    submitted job."""
+
+
+class Recipe(Section):
+    """One job. `name` is the run's folder."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "capacity"
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    sweep: SweepConfig = SweepConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _densities_exist(self) -> Recipe:
+        if not self.model.checkpoint:  # whose granularity its file says
+            check_density(self.train.granularity, self.sweep.capacities)
+        return self
+
+    def training_hash(self) -> str:
+        """Hash of everything that determines the trained weights (workers included: they shape the sums)."""
+        part = self.trained_part()
+        revised = [*revisions(part["train"]), *calibrations_of(self.train.old)]
+        return of_json([METHOD_VERSION, part, self.cluster.workers, *revised])
+
+    def trained_part(self) -> dict[str, Any]:
+        """Sections `data`, `model`, `train` as JSON values, without the keys that do not touch the weights, and without
+        the credentials of URLs."""
+        parts = self.model_dump(mode="json", include={"data", "model", "train"})
+        for key in ("checkpoint_every_steps", "checkpoint_every_minutes"):
+            del parts["train"][key]
+        del parts["data"]["fingerprint"]
+        if self.train.granularity == "channel":
+            parts["train"]["score_lr"] = self.train.score_rate
+        else:
+            del parts["train"]["channel_multiple"]
+        for section, keys in ADDED_KEYS.items():
+            for key in keys:
+                if parts[section][key] == type(self).model_fields[section].default.model_dump(mode="json")[key]:
+                    del parts[section][key]
+        if self.train.old:  # which network it is, not where it lies
+            parts["train"]["old"] = weights_sha_of(self.train.old)
+        if self.model.weights:
+            parts["model"]["weights"] = of_file(self.model.weights)
+        return shown(parts)
+
+
+ADDED_KEYS: dict[str, tuple[str, ...]] = {
+    "data": ("background",),
+    "model": (),
+    "train": ("accumulate", "granularity", "evidential", "ndpp_scale", "bct_unknown"),
+}
+"""Keys that came after the first trainings were kept. At their default they are left out of the hash, so that those
+trainings still count as the same; a new key that touches the weights is added here."""
+
+
+def load_recipe(path: str | Path | None = None, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe of a YAML file (None: all defaults) after `overrides` such as `train.epochs=3`.
+
+    Raises ConfigError, in one line, for a missing file, broken YAML, an unknown key or a value out of range.
+    """
+    tree: dict[str, Any] = {} if path is None else _sections_of(Path(path))
+    for override in overrides:
+        apply_override(tree, override)
+    return parse_recipe(tree)
+
+
+def parse_recipe(tree: dict[str, Any]) -> Recipe:
+    """The validated recipe of a nested dict."""
+    _check_keys(Recipe, tree, prefix="")
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(explain(error)) from None
+
+
+def _sections_of(path: Path) -> dict[str, Any]:
+    tree = read_yaml(path)
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"recipe {echo(str(path))} holds a {type(tree).__name__}; valid: sections {_sections()}")
+    return tree
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted.strip():
+        raise ConfigError(f"--set {echo(override)} is not KEY=VALUE; example: --set train.epochs=3")
+    *sections, key = dotted.strip().split(".")
+    node = tree
+    for section in sections:
+        node = node.setdefault(section, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {echo(override)}: {echo(section)} is not a section; valid: {_sections()}")
+    node[key] = parse_yaml(text, f"--set {echo(override)}: the value")
+
+
+def changed(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of nested dicts with some dotted keys set, such as {"train.lr": 0.1}."""
+    copied = copy.deepcopy(dict(tree))
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        node = copied
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{key}: {section!r} is {echo(node)}; valid: a mapping")
+        node[last] = value
+    return copied
+
+
+def _check_keys(model: type[BaseModel], tree: dict[str, Any], prefix: str) -> None:
+    """Names the nearest valid key for each key that the model does not have."""
+    for key, value in tree.items():
+        field = model.model_fields.get(str(key))
+        if field is None:
+            raise ConfigError(unknown("recipe key", f"{prefix}{key}", (prefix + f for f in model.model_fields)))
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            if not isinstance(value, dict):
+                valid = list(annotation.model_fields)
+                raise ConfigError(f"recipe section {key!r} is {echo(value)}; valid: a mapping with keys {valid}")
+            _check_keys(annotation, value, prefix=f"{prefix}{key}.")
+
+
+_ITEMS = 8
+"""Mistakes that a message tells of one file."""
+
+
+def explain(error: ValidationError) -> str:
+    def line(item: Any) -> str:
+        where = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            return f"unknown key {where!r}"
+        if item["type"] == "missing":
+            return f"key {where!r} is missing"
+        if item["type"] == "value_error" and isinstance(item["input"], (dict, BaseModel)):
+            return message  # of a whole section, and names its keys
+        return f"{where}: {message} (given: {echo(item['input'])})" if where else message
+
+    items: Sequence[Any] = error.errors(include_url=False)
+    more = [f"{len(items) - _ITEMS} more"] if len(items) > _ITEMS else []
+    return "; ".join([*map(line, items[:_ITEMS]), *more])
+
+
+def _sections() -> str:
+    return ", ".join(Recipe.model_fields)

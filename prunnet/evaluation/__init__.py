@@ -1,0 +1,1 @@
+"""Cut, re-estimate BatchNorm, embed, test; compare two networks."""

@@ -1,0 +1,1 @@
+"""A timm backbone with neck and classifier; slimmable networks; their files."""

@@ -1,0 +1,1 @@
+"""Prunable layers, scores, masks, channel groups, multiply-adds: works on any `nn.Module`."""

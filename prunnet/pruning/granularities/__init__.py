@@ -1,0 +1,1 @@
+"""What one score stands for, one file each."""

@@ -1,0 +1,300 @@
+"""The results table: schema, atomic idempotent writes, reads. pyarrow only; importing it loads no torch.
+
+One row = one test: query features against gallery features under one protocol. Rows are keyed by what
+determines them (`unit_key`), a part file by the keys it holds, so a retry or a second run changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from prunnet.errors import ConfigError, ResultsError, echo
+from prunnet.errors import from_outside as from_outside
+from prunnet.errors import told as told
+from prunnet.redact import shown
+from prunnet.storage import seal
+from prunnet.storage.atomic import put_in_place
+from prunnet.storage.hashing import METHOD_VERSION, of_json
+from prunnet.storage.paths import place, read_file
+
+SCHEMA_VERSION = 2
+
+_TEXT = """
+    sweep_id trial_id status unit_key query_weights_sha gallery_weights_sha method backbone dataset split config_json
+    config_hash preprocessing_sha train_capacities capacity_sampling capacity_unit score_init allocation granularity
+    mask_source gallery_source protocol further_json projection projection_block weighting bn_calibration runtime device
+    git_commit created_at
+"""
+_WHOLE = """
+    schema_version seed epoch images_seen embedding_dim queries queries_without_positive gallery_size params_kept
+    params_total macs macs_dense_equivalent macs_dense bytes_on_disk peak_bytes threads
+"""
+_REAL = """
+    weighting_exponent query_capacity gallery_capacity map map_easy map_medium map_hard map_at_100 recall_at_1
+    recall_at_5 recall_at_10 latency_ms_b1 latency_ms_b32 latency_spread_ms train_seconds eval_seconds
+"""
+_MEASURED = """
+    train_seconds eval_seconds latency_ms_b1 latency_ms_b32 latency_spread_ms peak_bytes created_at git_commit
+    sweep_id device runtime threads
+"""
+SCHEMA = pa.schema(
+    [pa.field(n, pa.string()) for n in _TEXT.split()]
+    + [pa.field(n, pa.int64()) for n in _WHOLE.split()]
+    + [pa.field(n, pa.float64()) for n in _REAL.split()]
+)
+_LEFT_BY_DESKTOPS = frozenset({"Thumbs.db", "desktop.ini", "__MACOSX", "Icon\r"})
+ADDED = frozenset({"protocol", "further_json"})
+"""Columns that version 2 did not have from the start; null in older parts."""
+MEASURED = frozenset(_MEASURED.split())
+"""Measured and provenance columns: all others are deterministic, and "equal" means equal in those."""
+METRICS = (
+    "map",
+    "map_easy",
+    "map_medium",
+    "map_hard",
+    "map_at_100",
+    "recall_at_1",
+    "recall_at_5",
+    "recall_at_10",
+)
+
+
+def ranked_by(protocol: str | None) -> Literal["map", "map_at_100"]:
+    """The column that a protocol's benchmark ranks by: GLDv2's mAP@100, everybody else's mAP."""
+    return "map_at_100" if protocol == "gldv2" else "map"
+
+
+def features_key(**determinants: Any) -> str:
+    """Key of a features unit: weights, capacity, mask, calibration, data, split, preprocessing."""
+    return of_json({"unit": "features", "method_version": METHOD_VERSION, **determinants})
+
+
+def row_key(query: str, gallery: str, protocol: str, trial: str | None = None) -> str:
+    """Key of a test unit. Trials that share a network (a teacher, say) have rows of their own."""
+    parts = {"unit": "test", "method_version": METHOD_VERSION, "query": query, "gallery": gallery, "protocol": protocol}
+    return of_json(parts if trial is None else {**parts, "trial": trial})
+
+
+def write_part(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Writes rows as one part: temporary name, sync, read back, rename. The same rows give the same file name,
+    and a part that is there already is left alone.
+
+    Raises ResultsError for a row without a `unit_key` or with an unknown column.
+    """
+    folder = place(folder)
+    table = as_table(rows)
+    path = folder / f"part-{of_json(sorted(table['unit_key'].to_pylist()))[:32]}.parquet"
+    if path.exists():
+        return path
+    with put_in_place(path) as temporary:
+        _write(table, temporary)
+        if not _read_part(temporary).equals(table):
+            raise ResultsError(f"{str(path)!r}: what was read back is not what was written; is the disk whole?")
+    return path
+
+
+def as_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows as a table of the schema; absent values are null."""
+    for row in rows:
+        if not row.get("unit_key"):
+            raise ResultsError("a results row needs a unit_key")
+        if foreign := set(row) - set(SCHEMA.names):
+            raise ResultsError(
+                f"results row with unknown columns {sorted(foreign)}; the schema is in prunnet/results/table.py"
+            )
+    complete = [{name: row.get(name) for name in SCHEMA.names} | {"schema_version": SCHEMA_VERSION} for row in rows]
+    return pa.Table.from_pylist(complete, schema=SCHEMA)
+
+
+def read(folder: str | Path, each: Callable[[pa.Table], pa.Table] | None = None) -> pa.Table:
+    """All rows of a results folder, one a key, in the order of their keys' parts.
+
+    `each` is applied to every part as it is read, before there are many in memory.
+
+    Raises ResultsError that names a file which is torn, foreign, or of another schema. Hidden files, such as temporary
+    ones of writers that died and what file managers leave (.DS_Store), are not read.
+    """
+    each = each or (lambda table: table)
+    whole = pa.concat_tables([each(SCHEMA.empty_table()), *map(each, _parts(place(folder)))])
+    return _one_row_a_key(whole)
+
+
+def trial_folder(folder: str | Path, trial: str) -> Path:
+    """Where the parts of one trial of many lie, so that they can be read without the others'."""
+    return place(folder) / f"trial-{trial.replace('/', '-')}"
+
+
+def _parts(folder: Path) -> Iterator[pa.Table]:
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.name.startswith(".") or path.name in _LEFT_BY_DESKTOPS:
+            continue
+        if path.name.startswith("trial-") and path.is_dir():
+            yield from _parts(path)
+            continue
+        if not (path.name.startswith("part-") and path.suffix == ".parquet"):
+            raise ResultsError(f"foreign file {path.name!r} in results folder {str(folder)!r}; move it away")
+        yield _read_part(path)
+
+
+def _write(table: pa.Table, path: Path, compression: str = "snappy") -> None:
+    """Parquet with a checksum a page, and a hash of the whole file in its metadata (`prunnet.storage.seal`)."""
+    with pq.ParquetWriter(path, table.schema, compression=compression, write_page_checksum=True) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({"prunnet": seal.BLANK})
+    seal.close(path)
+
+
+def _read_part(path: Path) -> pa.Table:
+    try:
+        content = read_file(path)
+        if seal.whole(content) is False:
+            raise ValueError("its bytes do not have the hash that it carries")
+        table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+        table.validate(full=True)
+    # Of a damaged file without a hash, Arrow believes sizes and finds names that are no text.
+    except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
+        reason = shown(" ".join(str(error).split()))[:120]
+        raise ResultsError(
+            f"torn part {path.name!r} in {str(path.parent)!r}: {reason}; remove it and run again"
+        ) from None
+    missing = [field for field in SCHEMA if field.name not in table.schema.names]
+    if missing and {field.name for field in missing} <= ADDED:
+        for field in missing:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+        table = table.select(SCHEMA.names).cast(SCHEMA)
+    if table.schema != SCHEMA:
+        raise ResultsError(
+            f"part {path.name!r} in {str(path.parent)!r} has another schema than version {SCHEMA_VERSION}"
+        )
+    return table
+
+
+def check_tests(table: pa.Table, where: str | Path) -> None:
+    """ResultsError where a row is of no test: it has no capacity, an infinite number, or capacities that are none."""
+    for name in ("query_capacity", "gallery_capacity"):
+        if table[name].null_count or pc.any(pc.is_nan(table[name])).as_py():
+            raise ResultsError(f"{str(where)!r} has rows without {name}: they are of no test")
+    for name in _REAL.split():
+        if pc.any(pc.is_inf(table[name])).as_py():
+            raise ResultsError(f"{str(where)!r} has rows in which {name} is infinite")
+    for text in pc.unique(table["train_capacities"]).to_pylist():
+        try:
+            [float(part) for part in (text or "").split(",") if part]
+        except ValueError:
+            raise ResultsError(f"{str(where)!r} has rows in which train_capacities is {echo(text)}") from None
+
+
+def _one_row_a_key(table: pa.Table) -> pa.Table:
+    first: dict[str, int] = {}
+    for index, key in enumerate(table["unit_key"].to_pylist()):
+        first.setdefault(key, index)
+    return table if len(first) == len(table) else table.take(pa.array(sorted(first.values())))
+
+
+def pack(folder: str | Path, path: str | Path) -> int:
+    """Writes all rows of a results folder to one Parquet file, sorted by trial and key, for keeping; returns how many.
+
+    Atomic. `unpack` is the way back.
+    """
+    table, path = read(folder).sort_by([("trial_id", "ascending"), ("unit_key", "ascending")]), place(path)
+    with put_in_place(path) as temporary:
+        _write(table, temporary, compression="zstd")
+    return len(table)
+
+
+def unpack(path: str | Path, folder: str | Path) -> int:
+    """Adds the rows of a packed file to a results folder, those that are not there yet; returns how many it added."""
+    known = finished_keys(folder)
+    rows = [row for row in read_packed(path).to_pylist() if row["unit_key"] not in known]
+    if rows:
+        write_part(folder, rows)
+    return len(rows)
+
+
+def read_packed(path: str | Path) -> pa.Table:
+    """All rows of a file that `pack` wrote; ResultsError where there is none, or it is torn, foreign or of another
+    schema."""
+    if not place(path).is_file():
+        raise ResultsError(f"{str(path)!r} is no table of results: there is no such file")
+    return _read_part(place(path))
+
+
+def finished_keys(folder: str | Path) -> set[str]:
+    """Keys of all complete rows."""
+    table = read(folder)
+    return set(table.filter(pc.equal(table["status"], "complete"))["unit_key"].to_pylist())
+
+
+def select(table: pa.Table, keys: Iterable[str]) -> pa.Table:
+    """The rows of some keys, in that order."""
+    position = {key: index for index, key in enumerate(table["unit_key"].to_pylist())}
+    return table.take(pa.array([position[key] for key in keys if key in position], type=pa.int64()))
+
+
+def deterministic(table: pa.Table) -> pa.Table:
+    """The columns in which two runs of the same recipe agree, sorted by key."""
+    kept = [name for name in table.schema.names if name not in MEASURED]
+    return table.select(kept).sort_by("unit_key")
+
+
+def best_under(
+    results: pa.Table | str | Path,
+    *,
+    macs: float | None = None,
+    bytes_on_disk: float | None = None,
+    latency_ms: float | None = None,
+    min_recall: float | None = None,
+    metric: str = "map",
+    gallery_capacity: float | None = 1.0,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """The row to ship: the best `metric` among tests within the budget.
+
+    Args:
+        results: a table or a results folder.
+        macs, bytes_on_disk, latency_ms: upper limits (None: none); rows where the value is unknown do not count.
+        min_recall: lower limit on recall_at_1, in [0, 1].
+        gallery_capacity: which gallery is searched; None: any.
+        device: only rows that were measured there, such as `cpu`; None: any.
+
+    Raises:
+        ConfigError: an unknown metric, or no row within the budget (the message says what the cheapest costs).
+    """
+    if not isinstance(results, pa.Table) and not place(results).is_dir():
+        raise ConfigError(f"{str(results)!r} is no folder of results; valid: such as runs/demo/results")
+    table = results if isinstance(results, pa.Table) else read(results)
+    if metric not in METRICS:
+        raise ConfigError(f"metric {metric!r}; valid: {', '.join(METRICS)}")
+    limits = {"macs": macs, "bytes_on_disk": bytes_on_disk, "latency_ms_b1": latency_ms}
+    rows = [r for r in table.to_pylist() if r["status"] == "complete" and _number(r[metric])]
+    rows = [r for r in rows if r["gallery_source"] != "old"]
+    if device is not None:
+        devices = sorted({str(r["device"]) for r in rows})
+        rows = [r for r in rows if r["device"] == device]
+        if not rows:
+            raise ConfigError(f"no row was measured on device {device!r}; those in the table: {', '.join(devices)}")
+    if gallery_capacity is not None:
+        rows = [r for r in rows if r["gallery_capacity"] == gallery_capacity]
+    fitting = [
+        r
+        for r in rows
+        if all(limit is None or (_number(r[c]) and r[c] <= limit) for c, limit in limits.items())
+        and (min_recall is None or (_number(r["recall_at_1"]) and r["recall_at_1"] >= min_recall))
+    ]
+    if not fitting:
+        asked = {c: limit for c, limit in limits.items() if limit is not None} | {"min_recall": min_recall}
+        known = [r["macs"] for r in rows if _number(r["macs"])]
+        cheapest = f"; the cheapest takes {min(known)} MACs" if known else ""
+        raise ConfigError(f"no row of {len(rows)} fits {asked}{cheapest}")
+    return max(fitting, key=lambda r: (r[metric], -(r["macs"] or math.inf), r["unit_key"]))
+
+
+def _number(value: Any) -> bool:
+    return value is not None and not math.isnan(value)

@@ -1,0 +1,1 @@
+"""Gradients of several passes: their rows, averages over workers, conflicts."""

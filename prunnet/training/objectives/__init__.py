@@ -1,0 +1,1 @@
+"""Training methods and compatibility losses, one file each."""
