@@ -17,10 +17,9 @@ Exit code: 0 finished; 1 some trial failed, the rest is there; 2 the recipe, dat
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refusal need none of them
-    from sweeps.cli import script
-    from sweeps.commands.ablation import main
+    import runpy
 
-    script(main)
+    runpy.run_module("sweeps.commands.ablation", run_name="__main__")
     raise SystemExit
 
 from collections.abc import Sequence

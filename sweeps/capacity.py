@@ -18,10 +18,9 @@ Exit code: 0 finished; 1 some capacity failed, the rest is there; 2 the recipe, 
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refusal need none of them
-    from sweeps.cli import script
-    from sweeps.commands.sweep import main
+    import runpy
 
-    script(main)
+    runpy.run_module("sweeps.commands.sweep", run_name="__main__")
     raise SystemExit
 
 from collections.abc import Callable

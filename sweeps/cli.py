@@ -58,11 +58,5 @@ def main() -> None:
         app()
 
 
-def script(command: Callable[..., None]) -> None:
-    """Runs one command as a script of its own, such as `python sweeps/capacity.py`."""
-    with one_line_errors():  # a full disk or an odd encoding of the terminal meets --help, too
-        typer.run(command)
-
-
 if __name__ == "__main__":
     main()

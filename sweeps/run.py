@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import typer
 import yaml
 from pydantic import AfterValidator, BaseModel
 
@@ -111,6 +112,12 @@ def one_line_errors() -> Iterator[None]:
         end({*stopped.family, *family()}, patience=1)
         Console(stderr=True).print(str(stopped), style="yellow")
         sys.exit(stopped.code)
+
+
+def script(command: Callable[..., None]) -> None:
+    """Runs one command as a script of its own, such as `python sweeps/capacity.py`."""
+    with one_line_errors():  # a full disk or an odd encoding of the terminal meets --help, too
+        typer.run(command)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sweeps.run import RECIPES, one_line_errors
+from sweeps.run import RECIPES, one_line_errors, script
 
 
 def main(
@@ -31,3 +31,7 @@ def main(
             return
         code = ablation.ablate(accepted, local=local, device=device, fresh=fresh)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    script(main)

@@ -11,7 +11,7 @@ import typer
 from prunnet.config import load_recipe
 from prunnet.config.choices import check_capacity
 from prunnet.errors import ConfigError, echo
-from sweeps.run import RECIPES, one_line_errors
+from sweeps.run import RECIPES, one_line_errors, script
 
 GROUPINGS = ("layer", "block")
 SAMPLERS = ("cmaes", "tpe", "random")
@@ -39,3 +39,7 @@ def main(
         asked = Asked(budgets or Asked.budgets, evaluations, grouping, sampler, seed)  # type: ignore[arg-type]
         code = search_layers(accepted, asked)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    script(main)

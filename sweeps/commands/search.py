@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sweeps.run import RECIPES, one_line_errors
+from sweeps.run import RECIPES, one_line_errors, script
 
 
 def main(
@@ -25,3 +25,7 @@ def main(
 
         code = search(accepted, fresh=fresh)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    script(main)

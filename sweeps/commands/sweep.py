@@ -10,7 +10,7 @@ import typer
 
 from prunnet.config import Recipe, load_recipe
 from sweeps.printing import Console
-from sweeps.run import RECIPES, absolute_paths, one_line_errors, open_run, storage
+from sweeps.run import RECIPES, absolute_paths, one_line_errors, open_run, script, storage
 
 
 def main(
@@ -36,3 +36,7 @@ def sweep(recipe: Recipe, *, fresh: bool) -> int:
     from sweeps import capacity
 
     return capacity.sweep(recipe, fresh=fresh, console=console)
+
+
+if __name__ == "__main__":
+    script(main)
