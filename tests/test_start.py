@@ -21,7 +21,7 @@ from sweeps.capacity import conclude
 from sweeps.cli import COMMANDS
 from sweeps.finished import drawn_again, open_data
 from sweeps.printing import Console
-from sweeps.run import absolute_paths, open_run
+from sweeps.run import RECIPES, absolute_paths, open_run
 from tests.conftest import REPOSITORY, image_folder
 
 HEAVY = ("faiss", "matplotlib", "numba", "numpy", "optuna", "plotly", "pyarrow", "ray", "timm", "torch", "torchvision")
@@ -126,7 +126,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         *("model.options={channels: [8, 8, 16, 32]}", "model.embedding_dim=8", "train.epochs=1", "cluster.workers=1"),
         *("train.batch_size=8", "train.capacities=[0.5]", "sweep.capacities=[1.0, 0.5]"),
     ]
-    recipe, console = absolute_paths(load_recipe(None, sets)), Console(quiet=True)
+    recipe, console = absolute_paths(load_recipe(RECIPES / "demo.yaml", sets)), Console(quiet=True)
     with open_run(recipe) as run:
         dataset = open_data(recipe, console)
         train_here(recipe, dataset, run.model)
@@ -151,7 +151,7 @@ def test_a_finished_sweep_starts_no_ray_and_no_torch(finished: list[str], tmp_pa
 
 
 def test_a_sweep_of_which_something_is_missing_is_not_taken_for_finished(finished: list[str]) -> None:
-    recipe = absolute_paths(load_recipe(None, finished[2::2]))
+    recipe = absolute_paths(load_recipe(RECIPES / "demo.yaml", finished[2::2]))
     console = Console(quiet=True)
     with open_run(recipe) as run:
         assert drawn_again(recipe, run, console)
