@@ -116,6 +116,41 @@ def test_the_package_is_imported_without_what_its_names_need() -> None:
     assert found.stdout == "True\n"
 
 
+TRAINING = """
+import sys
+from prunnet.config.recipe import load_recipe
+from prunnet.data.transforms import Augmentation, Preprocessing
+from prunnet.networks.retrieval_net import RetrievalNet
+from prunnet.training.trainer import Trainer
+from tests.conftest import striped_images
+
+sets = ["data.image_size=16", "model.options={channels: [8, 8, 16, 32]}", "train.batch_size=8", "train.epochs=1"]
+recipe = load_recipe(None, sets)
+made = Preprocessing.from_config(recipe.data)
+net = RetrievalNet.from_config(recipe.model, classes=4, in_chans=1, score_init=None, seed=0, image_size=16)
+Trainer(net, striped_images(made, 4, 4), recipe.train, preprocessing=made).run()
+print([name for name in ("torch._dynamo", "sympy", "faiss", "matplotlib", "ray", "optuna") if name in sys.modules])
+
+import torch, torchvision
+boxes = torch.tensor([[0, 0, 0, 4, 4.0]])
+print(tuple(torchvision.ops.roi_align(torch.rand(1, 1, 8, 8), boxes, 2).shape))
+print(torch.compile(lambda x: x + 1, backend="eager")(torch.zeros(1)).item(), "torch._dynamo" in sys.modules)
+from timm.models.naflexvit import NaFlexRopeIterator
+from prunnet.networks import timm_library
+print(timm_library.is_compile_supported("cpu"), timm_library.disable(lambda: 3)())
+"""
+
+
+def test_a_training_loads_no_compiler_and_the_compiler_still_works() -> None:
+    """What torchvision and timm were given in place of torch._dynamo is not kept, and calls it when it is called."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    found = subprocess.run(
+        [sys.executable, "-c", TRAINING], env=environment, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.splitlines() == ["[]", "(1, 1, 2, 2)", "1.0 True", "True 3"]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Words of a sweep that is finished; made in this process, without Ray."""
