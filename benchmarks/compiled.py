@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from benchmarks.common import interleaved, median, precisions, show, speed_of, spread
-from benchmarks.train_step import make
+from benchmarks.train_step import Setting, make
+from prunnet import process
 from prunnet.training.objectives.masked import Both
 from prunnet.training.objectives.prunnet import PrunNet
 
@@ -38,7 +39,7 @@ class Compiled(Both):
 
 
 def measure(precision: str, rounds: int) -> dict[str, float]:
-    trainer, _, inputs, labels = make(precision)
+    trainer, _, inputs, labels = make(Setting("cpu", 32, 64, rounds), precision)
     objective = trainer.objective
     assert isinstance(objective, PrunNet)
     objective.update_masks()
@@ -69,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
-    torch.set_num_threads(2)
+    process.prepare(2)
     fp32, *rest = (measure(precision, rounds) for precision in precisions())
     show(**fp32, **{f"{name}_bf16": value for bf16 in rest for name, value in bf16.items()})
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from benchmarks.common import interleaved, median, show
+from prunnet import process
 from prunnet.data.base import MemoryImages
 from prunnet.data.transforms import Preprocessing
-from prunnet.memory import keep_freed_memory
 from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.retrieval import compatibility_matrix
 from prunnet.subnetworks.batchnorm import calibration_batches
@@ -31,8 +31,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
-    keep_freed_memory()
+    process.prepare(2)
     preprocessing = Preprocessing(32, 32, 1, False, (0.5,), (0.5,))
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 255, (arguments.images, 1, 32, 32), dtype=np.uint8)

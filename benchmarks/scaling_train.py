@@ -25,6 +25,7 @@ import torch.multiprocessing as processes
 from torch import Tensor
 
 from benchmarks.common import interleaved, median, show
+from prunnet import process
 from prunnet.config.recipe import TrainConfig
 from prunnet.data.base import MemoryImages
 from prunnet.data.transforms import Preprocessing
@@ -77,7 +78,7 @@ def collectives(trainer: Trainer) -> dict[str, Callable[[], object]]:
 
 def worker(rank: int, world: int, rounds: int, folder: str) -> None:
     """Measures in one process of `world`; the first writes medians to the folder."""
-    torch.set_num_threads(1)
+    process.prepare(1)
     if world > 1:
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world)}
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.common import interleaved, median, precisions, show, spread
+from prunnet import process
 from prunnet.config.recipe import TrainConfig
 from prunnet.data.base import MemoryImages
 from prunnet.data.transforms import Preprocessing
@@ -153,7 +154,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=32, help="pixels of an image's side")
     parser.add_argument("--batch", type=int, default=64)
     setting = Setting(**vars(parser.parse_args()))
-    torch.set_num_threads(2)
+    process.prepare(2)
     started = time.perf_counter()
     fp32, *rest = (measure(setting, p) | measure_channels(setting, p) for p in precisions())
     bf16 = {f"{name}_bf16": value for found in rest for name, value in found.items()}

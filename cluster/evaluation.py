@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from cluster.pool import Outcome, Pool
+from prunnet import process
 from prunnet.config.recipe import ClusterConfig
 from prunnet.data.base import RetrievalTest
 from prunnet.evaluation.evaluator import Arrays, Evaluator, FeaturesUnit, Plan, TestUnit
@@ -46,7 +47,8 @@ class Subject:
 class EvaluationActor:
     """An actor that evaluates units of any subject."""
 
-    def __init__(self) -> None:
+    def __init__(self, cpus: float) -> None:
+        process.prepare(cpus)
         self._evaluators: OrderedDict[str, Evaluator] = OrderedDict()
 
     def features(self, subject: Subject, unit: FeaturesUnit) -> dict[str, Any]:
@@ -70,7 +72,7 @@ class EvaluationActor:
 def start_actor(cluster: ClusterConfig, **options: Any) -> Any:
     """One actor with a recipe's share of CPUs and GPUs."""
     actor_class = ray.remote(num_cpus=cluster.cpus_per_actor, num_gpus=cluster.gpus_per_actor)(EvaluationActor)
-    return actor_class.options(**options).remote()
+    return actor_class.options(**options).remote(cluster.cpus_per_actor)
 
 
 def shared_actors(cluster: ClusterConfig) -> list[Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,16 +24,17 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 from ray.tune.search import Searcher
 from rich.console import Console
 
+from cluster import environment
 from cluster.experiment import evaluate_on
 from cluster.placement import driver_resources
 from cluster.training import FINAL, Watch, train
 from prunnet import data, results
 from prunnet.config.methods import METHODS
 from prunnet.config.recipe import Recipe
+from prunnet.config.trial import Trial
 from prunnet.data.base import Dataset
 from prunnet.errors import PrunnetError, one_line
 from prunnet.experiments.run import by_hash, evaluate_missing, trained_networks
-from prunnet.experiments.trial import Trial
 from prunnet.experiments.validation_probe import ProbeConfig
 from prunnet.redact import restored, shown
 from prunnet.results.table import ranked_by, trial_folder
@@ -274,11 +274,7 @@ def explore(
     stopping: TrialScheduler,
 ) -> None:
     """Runs `trials` trials, `concurrent` at once."""
-    # Epochs report a score, the end reports objectives: Tune would want every metric in every report.
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(concurrent)
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # the job handles Ctrl-C; Tune would continue for a while
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # or it prints a banner in spite of verbose=0
+    environment.set_for_tune(concurrent)
     storage = place(job.folder) / "tune"
     remove(storage)
     asked = tune.with_resources(tune.with_parameters(trainable, job=job, hosts=list(hosts)), driver_resources())

@@ -21,21 +21,17 @@ from ray.autoscaler.sdk import request_resources
 from ray.dashboard.utils import ray_address_to_api_server_url
 from ray.util.state import list_actors
 
+from cluster import environment
 from cluster.ending import AGAIN, depending_on, end, family
+from cluster.environment import ADDRESS
 from prunnet.config.recipe import ClusterConfig
 from prunnet.errors import ResourceError, one_line
 
-ADDRESS = "RAY_ADDRESS"
 _TRIES = 5
 """Seconds that a head may take until its port is open."""
 _SETTINGS = bytes(3) + b"\x04" + bytes(5)
 """HTTP/2's first frame, of either side: length, type, flags, stream."""
-_API_URL = "RAY_API_SERVER_ADDRESS"
 _NOWHERE = "http://127.0.0.1:1"
-_LOOKS = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
-_LOOK_EVERY_SECONDS = "0.5"
-"""Seconds between Ray Train's polls of its workers. A worker waits until the next poll takes its checkpoint; Ray's
-default, 2 s, is longer than an epoch of a small network."""
 
 
 @contextmanager
@@ -54,18 +50,19 @@ def session(config: ClusterConfig, *, state_api: bool = False) -> Iterator[None]
             check_state_api()
         yield
         return
-    address = os.environ.get(ADDRESS)
+    address = environment.address()
     with _keeping_signals():
         _start(address, state_api)
     try:
-        with depending_on(f"the cluster of {ADDRESS}={address}" if address else "Ray", _ray_here(), _head_answers()):
+        cluster = f"the cluster of {ADDRESS}={address}" if address else "Ray"
+        with depending_on(cluster, _ray_here(), _head_answers()):
             wait_for_resources(config)
             if state_api:
                 check_state_api()
             yield
     finally:
         ray.shutdown()
-        os.environ.pop(_API_URL, None)
+        environment.forget_cluster()
 
 
 def _start(address: str | None, state_api: bool) -> None:
@@ -77,7 +74,7 @@ def _start(address: str | None, state_api: bool) -> None:
 
     Raises ResourceError, in one line, if Ray does not start or no head answers at the address.
     """
-    more: dict[str, Any] = {"log_to_driver": verbose(), "include_dashboard": False}
+    more: dict[str, Any] = {"log_to_driver": environment.verbose(), "include_dashboard": False}
     api = _NOWHERE
     if address:
         _reach(address)
@@ -88,8 +85,7 @@ def _start(address: str | None, state_api: bool) -> None:
         port = _free_port()
         api = f"http://127.0.0.1:{port}"
         more |= {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
-    variables = {_API_URL: api, _LOOKS: os.environ.get(_LOOKS, _LOOK_EVERY_SECONDS), **_around_proxies(address, api)}
-    os.environ.update(variables)  # the processes that a new cluster starts inherit them
+    variables = environment.set_for_cluster(api, _around_proxies(address, api), own=not address)
     if address:
         more["runtime_env"] = {"env_vars": variables}
     before, patience = family(), _patience()
@@ -98,7 +94,7 @@ def _start(address: str | None, state_api: bool) -> None:
             ray.init(address or "local", logging_level=logging.WARNING, **more)
     except Exception as error:  # Ray's are of many kinds, bare Exception among them
         end(process for process in family() if process not in before)
-        os.environ.pop(_API_URL, None)
+        environment.forget_cluster()
         said = one_line(error)[:300]
         if address:
             raise ResourceError(f"{ADDRESS}={address}: this cluster cannot be joined ({said})") from None
@@ -117,7 +113,7 @@ def _patience() -> float:
 def _waiting_for_the_node(patience: float) -> Iterator[None]:
     """Ray gives its processes 30 s to start. For the head that is a variable, for the node a constant in Ray's code, so
     the function that asks for the node is replaced by one that waits."""
-    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(int(patience)))
+    environment.let_head_start(patience)
     services: Any = ray._private.services
     ask, deadline = services.get_node, time.monotonic() + patience
 
@@ -171,7 +167,7 @@ def _greet(host: str, port: int) -> None:
     """OSError where no gRPC server, as a head is one, answers. (To ask with Ray's own client would settle whether it
     shows a token before Ray has looked for one.)"""
     with socket.create_connection((host, port), timeout=5) as connection:
-        if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        if environment.uses_tls():
             return  # an open port must do
         connection.settimeout(10)
         connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS)
@@ -187,17 +183,15 @@ def _host_and_port(address: str) -> tuple[str, int]:
     return found.hostname, found.port
 
 
-def _around_proxies(address: str | None, api: str) -> dict[str, str]:
-    """NO_PROXY with the cluster's own addresses, where a proxy is set: Ray's state API would be asked through it."""
-    if not any(os.environ.get(name) for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")):
-        return {}
+def _around_proxies(address: str | None, api: str) -> list[str]:
+    """The cluster's own hosts, where a proxy is set: Ray's state API would be asked through it."""
+    if not environment.has_proxy():
+        return []
     hosts = ["127.0.0.1", "localhost", ray.util.get_node_ip_address()]
     for where in (address, api):
         with contextlib.suppress(ValueError):
             hosts.append(_host_and_port(where or "")[0])
-    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    all_of_them = ",".join(dict.fromkeys([*filter(None, given.split(",")), *hosts]))
-    return {"NO_PROXY": all_of_them, "no_proxy": all_of_them}
+    return hosts
 
 
 def _ray_here() -> list[psutil.Process]:
@@ -231,16 +225,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def in_submitted_job() -> bool:
-    """Whether this process is a driver that `ray job submit` started."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
-def verbose() -> bool:
-    """PRUNNET_VERBOSE=1 shows what the workers print."""
-    return os.environ.get("PRUNNET_VERBOSE", "") not in ("", "0")
 
 
 def check_state_api() -> None:

@@ -20,14 +20,14 @@ import ray
 import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-from cluster import checkpoints
+from cluster import checkpoints, process_group
 from cluster.ending import AGAIN
+from cluster.process_group import ProcessGroup
 from cluster.progress import Board, watched
-from prunnet import data
+from prunnet import data, process
 from prunnet.config.recipe import Recipe
 from prunnet.data.base import Dataset
 from prunnet.errors import CheckpointError, ConfigError, DataWarning, PrunnetError, one_line
@@ -107,7 +107,7 @@ def _fit(
     board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     cluster = recipe.cluster
     gpus = cluster.gpus_per_worker
-    trainer = TorchTrainer(
+    trainer = process_group.Trainer(
         train_worker,
         train_loop_config={**loop, "board": board},
         scaling_config=ScalingConfig(
@@ -115,7 +115,7 @@ def _fit(
             use_gpu=gpus > 0,
             resources_per_worker={"CPU": cluster.cpus_per_worker, **({"GPU": gpus} if gpus else {})},
         ),
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        backend_config=ProcessGroup("nccl" if gpus else "gloo"),
         run_config=RunConfig(
             name=name,
             storage_path=str(folder),
@@ -124,8 +124,6 @@ def _fit(
             callbacks=list(callbacks),
         ),
     )
-    # Else Ray Train takes Ctrl-C for itself in the main thread, and ends the process with its own exit code.
-    trainer._register_sigint_handler = lambda controller: None  # type: ignore[attr-defined]
     with watched(board, console):
         try:
             result = trainer.fit()
@@ -159,7 +157,9 @@ def train_worker(config: dict[str, Any]) -> None:
     if "refusal" in ray.get(board.state.remote()):
         return
     try:
-        _train(Recipe.model_validate(config["recipe"]), board, config["watch"], config["origin"])
+        recipe = Recipe.model_validate(config["recipe"])
+        process.prepare(recipe.cluster.cpus_per_worker)
+        _train(recipe, board, config["watch"], config["origin"])
     except FINAL as error:
         told = str(error) if isinstance(error, PrunnetError) else traceback.format_exc()
         user, checkpoint = isinstance(error, PrunnetError), isinstance(error, CheckpointError)
@@ -168,11 +168,12 @@ def train_worker(config: dict[str, Any]) -> None:
 
 
 def _train(recipe: Recipe, board: Any, watch: Watch | None, origin: dict[str, Any] | None) -> None:
-    torch.set_num_threads(max(1, int(recipe.cluster.cpus_per_worker)))
+    from ray.train.torch import get_device
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # the driver has printed it
         dataset = data.load(recipe.data) if watch is None else data.load_for(recipe)
-    trainer = make_trainer(recipe, dataset, ray.train.torch.get_device())
+    trainer = make_trainer(recipe, dataset, get_device())
     if trainer.reducer.rank == 0 and trainer.notes:
         board.post.remote(notes=trainer.notes)
     saver = Saver(trainer, recipe, dataset.class_names, board, origin)

@@ -6,21 +6,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ray
-import torch
 
 from cluster.pool import Pool
 from cluster.session import session
+from prunnet import process
 from prunnet.config.recipe import ClusterConfig
-from prunnet.experiments.trial import Trial, run_trial
-from prunnet.memory import keep_freed_memory
+from prunnet.config.trial import Trial
+from prunnet.experiments.trial import run_trial
 
 
 class Worker:
     """Runs trials in its own process."""
 
-    def __init__(self, folder: str, threads: int, device: str, git_commit: str | None) -> None:
-        torch.set_num_threads(threads)
-        keep_freed_memory()
+    def __init__(self, folder: str, cpus: float, device: str, git_commit: str | None) -> None:
+        process.prepare(cpus)
         self.folder, self.device, self.git_commit = Path(folder), device, git_commit
 
     def run(self, trial: Trial) -> int:
@@ -44,10 +43,10 @@ def run_trials(
         (trial, error) of each trial that failed `cluster.attempts` times.
     """
     actor = ray.remote(num_cpus=cluster.cpus_per_actor, num_gpus=cluster.gpus_per_actor)(Worker)
-    threads, device = max(1, int(cluster.cpus_per_actor)), "cuda" if cluster.gpus_per_actor else "cpu"
+    device = "cuda" if cluster.gpus_per_actor else "cpu"
     with session(cluster.model_copy(update={"workers": 1, "cpus_per_worker": cluster.cpus_per_actor})):
         pool: Pool[Trial] = Pool(
-            lambda: actor.remote(str(folder), threads, device, git_commit),
+            lambda: actor.remote(str(folder), cluster.cpus_per_actor, device, git_commit),
             min(cluster.actors, len(trials)),
             cluster.attempts,
         )

@@ -16,21 +16,23 @@ Exit code: 0 finished; 1 some trial failed, the rest is there; 2 the recipe, dat
 
 from __future__ import annotations
 
-import sys
+if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refusal need none of them
+    import runpy
+
+    runpy.run_module("sweeps.commands.ablation", run_name="__main__")
+    raise SystemExit
+
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-import torch
-import typer
-
-from prunnet import results
+from prunnet import process, results
+from prunnet.config.trial import Trial
 from prunnet.errors import PrunnetError
-from prunnet.experiments.trial import Trial, run_trial
+from prunnet.experiments.trial import run_trial
 from prunnet.storage.atomic import check_output
-from sweeps.ablation_recipe import Ablation, load_ablation
+from sweeps.ablation_recipe import Ablation
 from sweeps.printing import Console
-from sweeps.run import Run, git_commit, one_line_errors, open_run
+from sweeps.run import Run, git_commit, open_run
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "methods_omniglot.yaml"
 
@@ -82,7 +84,7 @@ def unfinished(trials: Sequence[Trial], run: Run, ablation: Ablation) -> list[Tr
 
 def run_here(trials: Sequence[Trial], run: Run, ablation: Ablation, device: str, console: Console) -> int:
     """One trial after the other in this process; returns how many failed."""
-    torch.set_num_threads(max(1, int(ablation.base.cluster.cpus_per_actor)))  # as an actor: sums depend on it
+    process.prepare(ablation.base.cluster.cpus_per_actor)  # as an actor
     failed = 0
     for trial in trials:
         try:
@@ -120,35 +122,12 @@ def done(trial: Trial, run: Run, ablation: Ablation, console: Console) -> None:
     console.print(f"{trial.name} done; {rows} rows in {ablation.table}")
 
 
-def show(ablation: Ablation, console: Console) -> None:
+def show(ablation: Ablation, console: Console | None = None) -> None:
     """Prints all trials of the recipe, and whether the table holds them."""
+    console = console or Console()
     table = results.read_packed(ablation.table) if ablation.table.exists() else None
     known = [] if table is None else table["trial_id"].to_pylist()
     trials = [*ablation.tuning(), *([] if table is None else ablation.tuning(taught=True, table=table))]
     trials += [*ablation.methods_trials(table), *ablation.variants_trials(table), *ablation.upgrade_trials(table)]
     for trial in trials:
         console.print(f"{'in the table' if trial.id in known else 'to do':<14}{trial.name}")
-
-
-def main(
-    recipe: Annotated[Path, typer.Option(help="YAML recipe of an ablation.")] = DEFAULT_RECIPE,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the base, e.g. train.epochs=3.")] = None,
-    local: Annotated[bool, typer.Option("--local", help="Run in this process, without Ray.")] = False,
-    device: Annotated[str, typer.Option(help="With --local: cpu or cuda.")] = "cpu",
-    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run and its table, and start over.")] = False,
-    list_: Annotated[bool, typer.Option("--list", help="List all trials, done or not, and stop.")] = False,
-) -> None:
-    """Train and test methods, variants and upgrades over seeds."""
-    console = Console()
-    with one_line_errors():
-        ablation = load_ablation(recipe, set_ or ())
-        if list_:
-            show(ablation, console)
-            return
-        code = ablate(ablation, local=local, device=device, fresh=fresh, console=console)
-    sys.exit(code)
-
-
-if __name__ == "__main__":
-    with one_line_errors():  # --help, too, may meet a full disk or a terminal without UTF-8
-        typer.run(main)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prunnet.config.methods import METHODS
 from prunnet.config.recipe import Recipe, Seed, absolute_paths, apply_override, changed, explain, parse_recipe
+from prunnet.config.trial import Trial
 from prunnet.errors import ConfigError, echo, unknown
-from prunnet.experiments.trial import Trial
 from prunnet.storage.yaml_reader import read_yaml
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Changes = dict[str, Any]
 OLD = "the old network of the trial"

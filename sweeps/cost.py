@@ -6,48 +6,40 @@ prunnet cost runs/demo --capacity 1.0 --capacity 0.5 --runtime onnxruntime --thr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from prunnet.errors import ConfigError, echo
+from prunnet.errors import ConfigError
 from prunnet.experiments.trained_networks import Family, kept_recipe
-from prunnet.export.latency import RUNTIMES, SECONDS, measure
+from prunnet.export.latency import measure
 from prunnet.subnetworks.subnet import Subnetwork
 from prunnet.subnetworks.trained import Cut
 from sweeps.printing import Console, print_json
-from sweeps.run import check_number
 from sweeps.terminal_table import print_table
 
-USUAL = (1.0, 0.8, 0.6, 0.4, 0.2)
 
-
-def main(
-    run: Annotated[Path, typer.Argument(help="A run's folder, or a network's file.")],
-    capacity: Annotated[
-        list[float] | None, typer.Option(help="A capacity to measure, repeatable; default: five.")
-    ] = None,
-    runtime: Annotated[str, typer.Option(help=f"{', '.join(RUNTIMES)}.")] = "eager",
-    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads of the runtime.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu, or cuda where there is a GPU.")] = "cpu",
-    seconds: Annotated[float, typer.Option(help="Shortest measuring time of each subnetwork.")] = SECONDS,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a capacity.")] = False,
+def show_costs(
+    run: Path,
+    capacities: Sequence[float],
+    *,
+    runtime: str,
+    threads: int,
+    device: str,
+    seconds: float,
+    as_json: bool,
 ) -> None:
-    check_number("--seconds", seconds, 0.01, 3600)
-    if runtime not in RUNTIMES:
-        raise ConfigError(f"--runtime {echo(runtime)}; valid: {', '.join(RUNTIMES)}")
+    """Measures subnetworks of a run's networks in turn, and prints a table, or one JSON object a capacity."""
     family, sweep = Family.of_run(run), kept_recipe(run).sweep
     preprocessing = family.largest.preprocessing
     console = Console()
     head = ("capacity", "MMACs", "compact", "bytes", "ms, batch 1", "ms, batch 32", "peak MB")
     lines, cuts = [], []
-    for wanted in capacity or USUAL:
+    for wanted in capacities:
         cuts.append(_on(family.network_for(wanted).masked(Cut.of_sweep(sweep, wanted)), device))
     with Console(stderr=True).status(f"measuring {len(cuts)} cuts by turns"):
         measured = measure(cuts, preprocessing, runtime=runtime, threads=threads, seconds=seconds)
-    for wanted, cut, found in zip(capacity or USUAL, cuts, measured, strict=True):
+    for wanted, cut, found in zip(capacities, cuts, measured, strict=True):
         ideal = cut.cost(preprocessing.image_size)
         if as_json:
             print_json({"capacity": wanted, **asdict(ideal), **asdict(found)}, indent=None)

@@ -2,44 +2,26 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-from typing import Annotated, Any
-
-import typer
-
 from cluster.progress import bar
 from prunnet import data as datasets
-from prunnet.config.recipe import ModelConfig, apply_override, parse_recipe
+from prunnet.config import DataConfig
+from prunnet.config.recipe import ModelConfig
 from prunnet.data.files import unreadable
 from prunnet.experiments.backbone_report import NAMED, inspect_backbone, inspect_channels, inspect_granularities
 from sweeps.printing import Console
 from sweeps.terminal_table import print_table
 
-app = typer.Typer(no_args_is_help=True, help="Check a backbone or a copy of a data set.")
 
-
-@app.callback()
-def _group() -> None: ...
-
-
-@app.command(help="Show what of a timm model is prunable. Example: prunnet doctor backbone convnext_tiny")
-def backbone(
-    name: Annotated[str, typer.Argument(help="Any timm name.")],
-    image_size: Annotated[int, typer.Option(min=8, max=2048, help="Pixels a side, for the MACs.")] = 224,
-    channels: Annotated[int, typer.Option(min=1, max=64, help="Input channels, 1 or 3.")] = 3,
-    layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
-    ties: Annotated[bool, typer.Option("--ties", help="Trace which channels are tied: seconds to a minute.")] = False,
-    train: Annotated[
-        bool, typer.Option("--train", help="Train a step with every granularity and cut the network: up to minutes.")
-    ] = False,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. model.options={depth: 2}.")] = None,
+def show_backbone(
+    model: ModelConfig, image_size: int, channels: int, console: Console, *, layers: bool, ties: bool, train: bool
 ) -> None:
-    console = Console()
-    tree: dict[str, Any] = {"model": {"backbone": name}}
-    for override in set_ or ():
-        apply_override(tree, override)
-    model = parse_recipe(tree).model
+    """What of a timm model is prunable.
+
+    Args:
+        layers: with a line for every layer.
+        ties: with the channels that are cut together.
+        train: with what every granularity makes of it.
+    """
     facts = inspect_backbone(model, image_size, channels)
     kinds: dict[str, list[int]] = {}
     for layer in facts.layers:
@@ -64,7 +46,9 @@ def backbone(
     if train:
         for granularity, reason in inspect_granularities(model, image_size, channels):
             console.print(f"granularity {granularity}: {reason or 'works'}")
-    console.print("in the conformance suite" if name in NAMED else f"not in the conformance suite: {', '.join(NAMED)}")
+    console.print(
+        "in the conformance suite" if model.backbone in NAMED else f"not in the conformance suite: {', '.join(NAMED)}"
+    )
 
 
 def _ties(model: ModelConfig, image_size: int, channels: int, console: Console) -> None:
@@ -80,19 +64,11 @@ def _ties(model: ModelConfig, image_size: int, channels: int, console: Console) 
         console.print(f"kept whole, {reason}: {', '.join(kept[:4])}{' …' if len(kept) > 4 else ''}")
 
 
-@app.command(help="Check a copy of a data set. Example: prunnet doctor data inshop ROOT --decode")
-def data(
-    name: Annotated[str, typer.Argument(metavar="DATASET", help="A data set's name, see docs/DATA.md.")],
-    root: Annotated[Path, typer.Argument(help="Its folder, .zip or packed store.")],
-    decode: Annotated[bool, typer.Option("--decode", help="Open every image.")] = False,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. data.boxes=true.")] = None,
-) -> None:
-    """Exit code 1 where an image cannot be decoded; another count than expected is only a note."""
-    console = Console()
-    tree: dict[str, object] = {}
-    for override in set_ or ():
-        apply_override(tree, override)
-    config = parse_recipe(tree).data.model_copy(update={"name": name, "root": str(root)})
+def show_data(config: DataConfig, console: Console, *, decode: bool) -> int:
+    """What a copy of a data set holds.
+
+    Returns the exit code: 1 where `decode` finds an image that cannot be decoded.
+    """
     listing = datasets.whole(config)
     lines = []
     for what, count in listing.counts().items():
@@ -104,7 +80,7 @@ def data(
     for note in listing.notes:
         console.print(f"note: {note}", style="yellow")
     if not decode:
-        return
+        return 0
     rows = listing.used_rows()
     with bar(console) as progress:
         task = progress.add_task("decoded", total=len(rows), note="")
@@ -112,4 +88,4 @@ def data(
     for reason in lost.values():
         console.print(reason, style="red")
     console.print(f"{len(rows) - len(lost):,} of {len(rows):,} images can be decoded")
-    sys.exit(1 if lost else 0)
+    return 1 if lost else 0

@@ -9,38 +9,35 @@ those of --recipe, or on another benchmark: --set sweep.dataset=roxford5k --set 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from prunnet.config.recipe import Recipe, absolute_paths, load_recipe
-from prunnet.errors import ConfigError
 from prunnet.evaluation.compare import Comparison, Side, compare, data_of
 from sweeps.printing import Console, print_json
 from sweeps.terminal_table import print_table
 
 
-def main(
-    query: Annotated[Path, typer.Option(help="Network that embeds the queries.")],
-    gallery: Annotated[Path, typer.Option(help="Network that embedded the gallery.")],
-    independent: Annotated[
-        Path | None, typer.Option(help="A new network trained without compatibility: adds update gain, P_up, P_comp.")
-    ] = None,
-    query_capacity: Annotated[float | None, typer.Option(help="Capacity of the query's subnetwork; default 1.")] = None,
-    gallery_capacity: Annotated[float | None, typer.Option(help="Capacity of the gallery's.")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="Recipe whose data are tested.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. data.root=DIR.")] = None,
-    split: Annotated[str, typer.Option(help="test or validation.")] = "test",
-    calibrate: Annotated[bool, typer.Option(help="Re-estimate the BatchNorm of networks.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+def evaluate(
+    networks: Mapping[str, tuple[Path, float | None]],
+    independent: Path | None,
+    *,
+    recipe: Path | None,
+    overrides: list[str],
+    split: str,
+    calibrate: bool,
+    as_json: bool,
 ) -> None:
-    if split not in ("test", "validation"):
-        raise ConfigError(f"--split {split!r}; valid: test, validation")
-    sides = {"query": Side.load(query, query_capacity), "gallery": Side.load(gallery, gallery_capacity)}
+    """Tests `query` and `gallery`, each a file and the capacity to cut, against each other, and prints what is found.
+
+    Args:
+        independent: a network that was trained without regard to the gallery's.
+        recipe, overrides, split: see `tested_on`.
+    """
+    sides = {name: Side.load(path, capacity) for name, (path, capacity) in networks.items()}
     third = Side.load(independent) if independent else None
-    tested = tested_on(sides["query"], recipe, set_ or [], split)
+    tested = tested_on(sides["query"], recipe, overrides, split)
     found = compare(sides["query"], sides["gallery"], third, recipe=tested, calibrate=calibrate)
     if as_json:
         print_json(asdict(found))

@@ -1,4 +1,4 @@
-"""Write subnetworks of a trained network for devices, embed images with them, query embeddings.
+"""What a trained network leaves the house as, and what is done with it elsewhere: export, embed, query.
 
 prunnet export runs/demo --capacity 0.4 --to edge.safetensors      (or edge.onnx, edge.pt2; --precision fp16, int8)
 prunnet export runs/demo --row 0f3a --to edge.onnx                (what a row of the results table tested)
@@ -12,23 +12,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from prunnet.data.base import RetrievalTest
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError, echo
 from prunnet.experiments.trained_networks import Family, Source
-from prunnet.export.embedding_sets import FILE, EmbeddingSet, contact_sheet, embed_folder, write_csv
+from prunnet.export.embedding_sets import EmbeddingSet, contact_sheet, embed_folder, write_csv
 from prunnet.export.embedding_sets import query as answers_to
-from prunnet.export.formats import PRECISIONS, Exported, check_format, identity, open_export
+from prunnet.export.formats import Exported, identity, open_export
 from prunnet.export.formats import export as write
 from prunnet.export.progressive import MAGIC, Nested, ends
 from prunnet.export.progressive import read_header as read_progressive
 from prunnet.networks.files import NETWORK
 from prunnet.results.table import read, row_of
-from prunnet.storage.atomic import check_output, put_in_place
+from prunnet.storage.atomic import put_in_place
 from prunnet.storage.paths import local
 from prunnet.storage.tensor_files import kind_of
 from prunnet.subnetworks.embed import Embedder, embed_test
@@ -106,44 +104,24 @@ def _kind(file: Path) -> str | None:
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A run's folder, a network's file, or a saved subnetwork's.")],
-    to: Annotated[Path, typer.Option(help="NAME.safetensors, NAME.onnx, NAME.pt2; --progressive: any name.")],
-    capacity: Annotated[float | None, typer.Option(help="Of the subnetwork, 0 to 1, cut as the sweep does.")] = None,
-    row: Annotated[
-        str | None, typer.Option(help="What a row of the table tested: its unit_key, or how it begins.")
-    ] = None,
-    progressive: Annotated[str | None, typer.Option(help="Capacities in one file, such as 0.2,0.4,1.0.")] = None,
-    precision: Annotated[str, typer.Option(help=f"{', '.join(PRECISIONS)}.")] = "fp32",
-    measure: Annotated[
-        bool | None, typer.Option(help="Test the file against the dense gallery; the default for fp16 and int8.")
-    ] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. data.root=DIR.")] = None,
-) -> None:
-    export_to(run, to, capacity, row, progressive, precision, measure, set_ or [], Console())
-
-
-def export_to(
     run: Path,
     to: Path,
-    capacity: float | None,
-    row: str | None,
-    progressive: str | None,
-    precision: str,
-    measure: bool | None,
-    overrides: Sequence[str],
-    console: Console,
+    *,
+    capacity: float | None = None,
+    row: str | None = None,
+    progressive: Sequence[float] | None = None,
+    precision: str = "fp32",
+    measure: bool | None = None,
+    overrides: Sequence[str] = (),
+    console: Console | None = None,
 ) -> None:
-    """As the command, which says what each argument is."""
-    asked = [value for value in (capacity, row, progressive) if value is not None]
-    if len(asked) > 1 or (not asked and _kind(run) != SAVED):
+    """Writes what the command asks for, whose options say what each argument is; at most one of `capacity`, `row` and
+    `progressive` is given."""
+    console = console or Console()
+    if (capacity, row, progressive) == (None, None, None) and _kind(run) != SAVED:
         raise ConfigError("one of --capacity, --row and --progressive is needed, such as --capacity 0.4")
-    if precision not in PRECISIONS:
-        raise ConfigError(f"--precision {precision!r}; valid: {', '.join(PRECISIONS)}")
-    check_output(to, "--to")
-    if progressive is None:
-        check_format(to, precision)
     if progressive is not None:
-        _export_progressive(Source.of(run, overrides), to, progressive, precision, console)
+        _export_progressive(Source.of(run, overrides), to, progressive, console)
         return
     found = chosen(run, capacity, row, overrides)
     if measure and found.reference is None:
@@ -154,13 +132,7 @@ def export_to(
         _measure(found.subnetwork, *found.reference(), open_export(to, trust_code=True), console)  # our own file
 
 
-def _export_progressive(source: Source, to: Path, said: str, precision: str, console: Console) -> None:
-    if precision != "fp32":
-        raise ConfigError(f"--precision {precision!r}: a progressive file is exact, fp32")
-    try:
-        capacities = [float(part) for part in said.split(",")]
-    except ValueError:
-        raise ConfigError(f"--progressive {said!r}; valid: capacities with commas, such as 0.2,0.4,1.0") from None
+def _export_progressive(source: Source, to: Path, capacities: Sequence[float], console: Console) -> None:
     if len(source.family.members) > 1:
         raise ConfigError("--progressive: these are several networks, whose weights do not nest")
     cuts = [source.at(capacity) for capacity in capacities]
@@ -188,28 +160,20 @@ def _measure(cut: Subnetwork, test: RetrievalTest, reference: Subnetwork, export
 
 
 def embed(
-    model: Annotated[
-        Path,
-        typer.Argument(help="An export, a progressive file, a saved subnetwork, a network's file or a run's folder."),
-    ],
-    images: Annotated[Path, typer.Argument(help="A folder of images at any depth, or a .zip.")],
-    out: Annotated[Path, typer.Option(help="Folder for the embeddings.")],
-    capacity: Annotated[
-        float | None, typer.Option(help="Of a progressive file, a network or a run; the largest.")
-    ] = None,
-    row: Annotated[str | None, typer.Option(help="Of a run: what a row of its table tested, by its unit_key.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, max=10**6, help="Images at a time.")] = 64,
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave unreadable images out, and name them.")
-    ] = False,
-    trust_code: Annotated[
-        bool, typer.Option("--trust-code", help="Open a .pt2, which can run any code that its maker put into it.")
-    ] = False,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Of a run: KEY=VALUE, e.g. data.root=DIR.")] = None,
+    model: Path,
+    images: Path,
+    out: Path,
+    *,
+    capacity: float | None,
+    row: str | None,
+    batch_size: int,
+    skip_unreadable: bool,
+    trust_code: bool,
+    overrides: Sequence[str],
 ) -> None:
+    """Embeds a folder of images."""
     console = Console()
-    check_output(out / FILE, "--out")
-    embedder, said = _opened(model, capacity, row, trust_code, set_ or [])
+    embedder, said = _opened(model, capacity, row, trust_code, overrides)
     preprocessing = Preprocessing.from_json(said["preprocessing"])
     made, left_out = embed_folder(
         embedder,
@@ -251,22 +215,8 @@ def _opened(
     return exported, exported.identity
 
 
-def query(
-    queries: Annotated[Path, typer.Argument(metavar="EMB_Q", help="Embeddings of the queries (prunnet embed).")],
-    gallery: Annotated[Path, typer.Argument(metavar="EMB_G", help="Embeddings of the gallery.")],
-    top: Annotated[int, typer.Option(min=1, max=10**6, help="Answers for each query.")] = 10,
-    to: Annotated[Path | None, typer.Option("--csv", help="Write all answers to this CSV file.")] = None,
-    raw: Annotated[
-        bool, typer.Option("--csv-raw", help="Write names unchanged, even if a spreadsheet would run them.")
-    ] = False,
-    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet to this PNG file.")] = None,
-    rows: Annotated[int, typer.Option(min=1, max=10_000, help="Queries on the sheet.")] = 20,
-) -> None:
-    for path, option in ((to, "--csv"), (sheet, "--sheet")):
-        if path is not None:
-            check_output(path, option)
-    if sheet is not None and sheet.suffix.lower() != ".png":
-        raise ConfigError(f"--sheet {echo(str(sheet))}; valid: a name that ends in .png")
+def query(queries: Path, gallery: Path, *, top: int, to: Path | None, raw: bool, sheet: Path | None, rows: int) -> None:
+    """Searches one set of embeddings in another: prints the answers, or writes them as CSV and as a contact sheet."""
     asked, known = EmbeddingSet.load(queries), EmbeddingSet.load(gallery)
     if sheet is not None and min(top, len(known.names)) > WIDEST:
         raise ConfigError(f"--top {top}: a contact sheet shows up to {WIDEST} answers a query")

@@ -17,36 +17,39 @@ Exit code: 0 finished; 1 some test failed; 2 the recipe, data or cluster cannot 
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refusal need none of them
+    import runpy
+
+    runpy.run_module("sweeps.commands.layerwise", run_name="__main__")
+    raise SystemExit
+
 import json
-import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import optuna
-import typer
 
 from cluster.evaluation import Subject, start_actor
 from cluster.experiment import Driver
-from cluster.layerwise import REACH, SAMPLERS, improve, look, sampler
+from cluster.layerwise import REACH, improve, look, sampler
 from cluster.pool import Pool
 from cluster.progress import bar
 from cluster.session import session
 from prunnet import results
-from prunnet.config.recipe import Recipe, absolute_paths, check_capacity, load_recipe
+from prunnet.config.recipe import Recipe, absolute_paths
 from prunnet.data.base import Dataset
-from prunnet.errors import ConfigError, echo
 from prunnet.experiments.run import Failure, evaluate_missing, trained_networks
 from prunnet.experiments.trained_networks import Family
 from prunnet.experiments.work_units import Units, evaluation_plan, plan_units
 from prunnet.storage.atomic import write_text
 from prunnet.subnetworks.layer_budgets import Budget, Keep
 from prunnet.subnetworks.trained import Cut
-from sweeps.capacity import open_data
+from sweeps.finished import open_data
 from sweeps.printing import Console
-from sweeps.run import Run, git_commit, one_line_errors, open_run
+from sweeps.run import Run, git_commit, open_run
 from sweeps.study import journal, quiet_optuna
 from sweeps.terminal_table import print_table
 
@@ -211,33 +214,3 @@ def pair(rows: list[Row], capacity: float, keep: Keep) -> tuple[Row | None, Row 
         elif row["gallery_capacity"] == 1.0 and row["query_capacity"] == capacity:
             uniform = row
     return uniform, layerwise
-
-
-def main(
-    recipe: Annotated[Path, typer.Option(help="YAML recipe of a capacity sweep.")] = DEFAULT_RECIPE,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, dotted.")] = None,
-    budget: Annotated[
-        list[float] | None, typer.Option(help="MACs of the uniform subnetwork of this capacity; repeatable.")
-    ] = None,
-    evaluations: Annotated[int, typer.Option(min=1, max=10**6, help="Vectors tested for each budget.")] = 200,
-    grouping: Annotated[
-        str, typer.Option(help="One density for each layer or for each block: layer, block.")
-    ] = "layer",
-    sampler: Annotated[str, typer.Option(help="Optuna's: cmaes, tpe, random.")] = "cmaes",
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the sampler.")] = 0,
-) -> None:
-    """Layer-wise capacities under a MACs budget, without training."""
-    with one_line_errors():
-        if grouping not in ("layer", "block"):
-            raise ConfigError(f"--grouping {echo(grouping)}; valid: layer, block")
-        if sampler not in SAMPLERS:
-            raise ConfigError(f"--sampler {echo(sampler)}; valid: {', '.join(SAMPLERS)}")
-        budgets = tuple(check_capacity(value) for value in budget or Asked.budgets)
-        asked = Asked(budgets, evaluations, grouping, sampler, seed)  # type: ignore[arg-type]
-        code = search_layers(load_recipe(recipe, set_ or ()), asked)
-    sys.exit(code)
-
-
-if __name__ == "__main__":
-    with one_line_errors():  # --help, too, may meet a full disk or a terminal without UTF-8
-        typer.run(main)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import fcntl
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 import yaml
 from pydantic import AfterValidator, BaseModel
 
 from cluster.ending import stoppable
-from cluster.session import in_submitted_job
+from cluster.environment import in_submitted_job
 from prunnet.config.recipe import Recipe, absolute
 from prunnet.errors import ConfigError, DataWarning
-from prunnet.experiments.stages import Stage
 from prunnet.guard import guarded
 from prunnet.redact import shown
 from prunnet.storage.hashing import of_json
@@ -26,6 +26,12 @@ from prunnet.storage.paths import is_url, lock_file, place, private_folder
 from prunnet.storage.seal import read_json, write_json, write_yaml
 from sweeps.printing import Console
 from sweeps.run_folder import LOCK, check_folder, clear, mark_folder, note_of
+
+if TYPE_CHECKING:  # it imports torch, and a refused recipe needs none
+    from prunnet.experiments.stages import Stage
+
+RECIPES = Path(__file__).parent / "recipes"
+"""Those that come with prunnet."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ def _epoch(entry: dict[str, float | None]) -> dict[str, float | None]:
 
 
 class Manifest(BaseModel):
-    """What `manifest.json` holds; older files lack the last three."""
+    """What `manifest.json` holds; older files lack the last four."""
 
     name: str
     unit_keys: list[str]
@@ -96,6 +102,8 @@ class Manifest(BaseModel):
     kept: dict[Annotated[str, AfterValidator(_number)], dict[str, float]] = {}
     history: list[Annotated[dict[str, float | None], AfterValidator(_epoch)]] = []
     conflicts: list[dict[str, float | None]] = []
+    determined_by: str = ""
+    """See `sweeps.finished.determinants`."""
 
 
 @contextmanager
@@ -104,6 +112,12 @@ def one_line_errors() -> Iterator[None]:
     inside."""
     with guarded(stoppable()), _notes_as_lines():
         yield
+
+
+def script(command: Callable[..., None]) -> None:
+    """Runs one command as a script of its own, such as `python sweeps/capacity.py`."""
+    with one_line_errors():  # a full disk or an odd encoding of the terminal meets --help, too
+        typer.run(command)
 
 
 @contextmanager

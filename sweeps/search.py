@@ -17,16 +17,20 @@ Exit code: 0 finished; 1 some trial failed, the rest is there; 2 the recipe, dat
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refusal need none of them
+    import runpy
+
+    runpy.run_module("sweeps.commands.search", run_name="__main__")
+    raise SystemExit
+
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import optuna
-import typer
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
@@ -38,18 +42,18 @@ from cluster.placement import room_for_trials
 from cluster.search import Job, Ledger, explore, hosting, run, scheduler
 from cluster.session import session
 from prunnet import results
+from prunnet.config.trial import Trial
 from prunnet.errors import ConfigError
-from prunnet.experiments.trial import Trial
 from prunnet.experiments.validation_probe import ProbeConfig, spread
 from prunnet.redact import shown
 from prunnet.storage.atomic import write_bytes, write_text
 from prunnet.storage.paths import remove
 from prunnet.storage.seal import read_json, write_json, write_yaml
-from sweeps.capacity import open_data
+from sweeps.finished import open_data
 from sweeps.printing import Console
-from sweeps.run import Run, git_commit, one_line_errors, open_run
+from sweeps.run import Run, git_commit, open_run
 from sweeps.run_folder import FRONT, clear
-from sweeps.search_recipe import Choice, Constraint, Search, load_search
+from sweeps.search_recipe import Choice, Constraint, Search
 from sweeps.study import open_study
 from sweeps.terminal_table import print_table
 
@@ -242,19 +246,3 @@ def show(findings: found.Findings, console: Console) -> None:
     lines += [cells for *cells, _ in found.table(findings.records, objectives)]
     drop = [quantity.label for quantity in reversed(objectives[1:])]
     print_table(console, titles, lines, drop=drop, names=("state",), title="trials")
-
-
-def main(
-    recipe: Annotated[Path, typer.Option(help="YAML recipe of a search.")] = DEFAULT_RECIPE,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the base, e.g. train.epochs=3.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what the search has and start over.")] = False,
-) -> None:
-    """Search for a recipe."""
-    with one_line_errors():
-        code = search(load_search(recipe, set_ or ()), fresh=fresh)
-    sys.exit(code)
-
-
-if __name__ == "__main__":
-    with one_line_errors():  # --help, too, may meet a full disk or a terminal without UTF-8
-        typer.run(main)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
-import optuna
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -17,6 +16,9 @@ from prunnet.errors import ConfigError, echo, told
 from prunnet.redact import shown
 from prunnet.storage import hashing
 from prunnet.storage.yaml_reader import read_yaml
+
+if TYPE_CHECKING:
+    import optuna
 
 Changes = dict[str, Any]
 CAPACITIES = "train.capacities"
@@ -179,6 +181,8 @@ class Sampler(_Part):
     def make(self, trials: int, begun: int = 0) -> optuna.samplers.BaseSampler:
         """The sampler for a search of `trials` trials, of which `begun` have begun: after a resume it must not repeat
         its draws."""
+        import optuna
+
         seed = (self.seed + 7919 * begun) % 2**32  # what numpy takes
         if self.name == "random":
             return optuna.samplers.RandomSampler(seed=seed)
@@ -382,6 +386,8 @@ class Search:
                     raise ConfigError(f"space: {key!r} depends on {other!r}, which no recipe has") from None
         if isinstance(self.file.space.get(CAPACITIES), (Range, Choice)):
             self._check_sets()
+        import optuna  # not for a base that is refused
+
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         for _ in range(_DRAWN):

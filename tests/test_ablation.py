@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from analysis import comparison
 from prunnet import results
 from prunnet.config.recipe import parse_recipe
+from prunnet.config.trial import Trial
 from prunnet.errors import ConfigError, ResultsError
-from prunnet.experiments.trial import Trial, run_trial
+from prunnet.experiments.trial import run_trial
 from sweeps.ablation_recipe import Ablation, load_ablation
 from sweeps.cli import app
 from tests.test_method_jobs import SMALL

@@ -12,11 +12,12 @@ from typer.testing import CliRunner
 from prunnet.config.recipe import DataConfig
 from prunnet.data.transforms import Preprocessing
 from prunnet.networks.files import save_network
-from sweeps import capacity, cli
+from sweeps import cli
+from sweeps.commands import sweep
 from tests.conftest import image_folder, tiny_net
 
 app = typer.Typer()
-app.command()(capacity.main)
+app.command()(sweep.main)
 
 
 def complaint(*settings: str) -> str:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from prunnet import RetrievalNet, data
+from prunnet import data
 from prunnet.config.recipe import Recipe, parse_recipe
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError, DataError
@@ -24,6 +24,7 @@ from prunnet.experiments.stages import train_here
 from prunnet.export.embedding_sets import Answer, EmbeddingSet, check_same_space, embed_folder, query, write_csv
 from prunnet.export.formats import Exported, export, identity, load_sparse, open_export
 from prunnet.export.progressive import Nested, ends
+from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.subnetworks.batchnorm import calibration_loader
 from prunnet.subnetworks.subnet import Subnetwork, subnetwork
 from sweeps.cli import app

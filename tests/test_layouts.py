@@ -17,6 +17,7 @@ from PIL import Image
 
 from prunnet import data, results
 from prunnet.config.recipe import DataConfig, Recipe, parse_recipe
+from prunnet.config.trial import Trial
 from prunnet.data import packed
 from prunnet.data.base import Dataset, RetrievalTest
 from prunnet.data.datasets import gldv2, reid
@@ -25,7 +26,7 @@ from prunnet.data.files import unreadable
 from prunnet.data.sources.names import below
 from prunnet.data.sources.roots import open_root
 from prunnet.errors import DataError
-from prunnet.experiments.trial import Trial, run_trial
+from prunnet.experiments.trial import run_trial
 from tests.layouts import LAYOUTS, SIDE, put, text
 
 TEST_ONLY = ("roxford5k", "rparis6k")

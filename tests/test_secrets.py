@@ -20,14 +20,15 @@ from cluster.search import Job, Ledger
 from prunnet import results
 from prunnet.config import Recipe, load_recipe
 from prunnet.config.recipe import absolute_paths
+from prunnet.config.trial import Trial
 from prunnet.errors import CheckpointError, ConfigError, one_line
 from prunnet.experiments.run import Failure, Outcome, evaluate_missing, in_this_process, trained_networks
 from prunnet.experiments.stages import train_here
-from prunnet.experiments.trial import Trial
 from prunnet.redact import restored, shown
 from prunnet.storage import place
-from sweeps.capacity import conclude, open_data
+from sweeps.capacity import conclude
 from sweeps.cli import app
+from sweeps.finished import open_data
 from sweeps.printing import Console
 from sweeps.run import Run, one_line_errors, open_run
 from sweeps.search import conclude as conclude_search
@@ -110,7 +111,7 @@ def evaluated(recipe: Recipe, run: Run, console: Console, trained: bool) -> None
         recipe, dataset, networks, in_this_process, features=run.features, results=run.results, say=console.print
     )
     failed = one_line(OSError(f"no answer from {recipe.data.root}?token={SECRET}"))
-    conclude(recipe, run, networks, Outcome(outcome.units, [Failure(0.1, failed)]), console)
+    conclude(recipe, run, dataset, networks, Outcome(outcome.units, [Failure(0.1, failed)]), console)
 
 
 def test_no_file_and_no_line_of_a_run_holds_a_password(

@@ -14,8 +14,8 @@ from optuna.trial import TrialState
 
 from analysis import search as found
 from cluster.search import FAILED, LIMIT, VALUE, Job, Ledger, scheduler
+from prunnet.config.trial import Trial
 from prunnet.errors import ConfigError
-from prunnet.experiments.trial import Trial
 from prunnet.storage.paths import place
 from sweeps.search import trial_at
 from sweeps.search_recipe import Search, SearchFile

@@ -225,6 +225,20 @@ class Dataset:
         return chosen
 
 
+def check_images(before: Mapping[str, Any] | None, dataset: Dataset, how: str, what: str) -> None:
+    """DataError where the training images are not those that `what` was trained on, as far as both say.
+
+    Args:
+        how: `data.fingerprint`.
+    """
+    now = dataset.origin(how) if before else None
+    if before and now and (said := changed(before, now, how)):
+        accept = "; data.fingerprint=sizes looks at no times" if said == "other modification times of images" else ""
+        raise DataError(
+            f"{what} was trained on other images ({said}): --fresh trains anew, another name keeps both{accept}"
+        )
+
+
 def check_classes(labels: IntArray, what: str) -> None:
     """DataError for fewer than two classes."""
     found = len(np.unique(labels))

@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 from PIL import Image, ImageColor
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
 
 from prunnet.config.recipe import MAX_SIDE, DataConfig
 from prunnet.data.sources.decode import WHITE, Colour
 from prunnet.errors import CheckpointError, echo
 from prunnet.storage import hashing
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LONGEST = 16
 """Images longer than so many times their width are cut before they are scaled, so that memory stays below so many
@@ -132,6 +132,8 @@ class Preprocessing:
         return self._scaled(inner.float())
 
     def _scaled(self, values: Tensor) -> Tensor:
+        import torch  # whoever reads lists or only draws is spared it
+
         mean = torch.tensor(self.mean, device=values.device).view(1, -1, 1, 1)
         std = torch.tensor(self.std, device=values.device).view(1, -1, 1, 1)
         return (values / 255 - mean) / std
@@ -162,6 +164,8 @@ class Augmentation:
 
     def __call__(self, preprocessing: Preprocessing, pixels: Tensor, draws: Tensor) -> Tensor:
         """uint8 [n, C, R, R] -> float32 [n, C, S, S]: random affine, random crop offset, flip, normalised."""
+        import torch.nn.functional as F
+
         side, size = pixels.shape[-1], preprocessing.image_size
         theta = self.matrices(draws, crop=size / side)
         grid = F.affine_grid(theta, [len(pixels), pixels.shape[1], size, size], align_corners=False)
@@ -170,6 +174,8 @@ class Augmentation:
 
     def matrices(self, draws: Tensor, crop: float) -> Tensor:
         """Uniform draws [n, 7] -> maps [n, 2, 3] from output to input coordinates in [-1, 1]."""
+        import torch
+
         signed = draws * 2 - 1
         angle = signed[:, 0] * math.radians(self.rotate)
         shear = (signed[:, 1] * math.radians(self.shear)).tan()

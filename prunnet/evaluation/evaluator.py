@@ -22,7 +22,6 @@ from prunnet.data.base import RetrievalTest
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError
 from prunnet.evaluation.stored_features import StoredFeatures, load_features, make_features
-from prunnet.memory import keep_freed_memory
 from prunnet.networks.files import CALIBRATED, Statistics, network_sha
 from prunnet.networks.switchable import build
 from prunnet.results.table import SCHEMA, write_part
@@ -79,7 +78,6 @@ class Plan:
     """Folder of feature files."""
     results: str
     """Folder of the results table."""
-    threads: int
     git_commit: str | None
     sweep_id: str
     device: str
@@ -93,8 +91,6 @@ class Evaluator:
     def __init__(
         self, plan: Plan, weights: Mapping[MemberId, Arrays], calibration: CalibrationImages | None, test: RetrievalTest
     ) -> None:
-        torch.set_num_threads(plan.threads)
-        keep_freed_memory()
         self.plan = plan
         self._weights = weights
         self.calibration, self.test = calibration, test
@@ -160,7 +156,7 @@ class Evaluator:
                     **cost,
                     "embedding_dim": query.queries.shape[1],
                     "eval_seconds": query.identity["seconds"] + time.perf_counter() - started,
-                    "threads": self.plan.threads,
+                    "threads": torch.get_num_threads(),
                     "device": self.plan.device,
                     "runtime": f"torch {torch.__version__}",
                     "git_commit": self.plan.git_commit,

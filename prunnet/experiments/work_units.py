@@ -164,7 +164,6 @@ def evaluation_plan(
         batch_size=recipe.sweep.batch_size,
         features=str(features),
         results=str(results),
-        threads=max(1, int(recipe.cluster.cpus_per_actor)),
         git_commit=git_commit,
         sweep_id=recipe.name,
         device=device or ("cuda" if recipe.cluster.gpus_per_actor else "cpu"),

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from prunnet.config.choices import EMBEDDINGS
 from prunnet.data.base import IntArray
 from prunnet.data.files import Files, ImageFiles, unreadable
 from prunnet.data.sources.decode import decoded, suffixes
@@ -36,7 +37,6 @@ from prunnet.subnetworks.embed import Embedder
 from prunnet.subnetworks.embed import embed as embed_images
 
 FORMAT = "prunnet-embeddings"
-FILE = "embeddings.safetensors"
 _WANTED = "wanted: the images that were embedded"
 
 
@@ -55,7 +55,7 @@ class EmbeddingSet:
 
     def save(self, folder: str | Path) -> Path:
         """Writes the set into a folder; returns the file."""
-        path = place(folder) / FILE
+        path = place(folder) / EMBEDDINGS
         header = {"names": list(self.names), "root": shown(self.root), "identity": self.identity}
         save_tensors(path, {"embeddings": torch.from_numpy(np.array(self.embeddings))}, FORMAT, header)
         return path
@@ -64,7 +64,7 @@ class EmbeddingSet:
     def load(cls, folder: str | Path) -> EmbeddingSet:
         """What `save` wrote; CheckpointError for anything else."""
         path = place(folder)
-        file = path / FILE if path.is_dir() else path
+        file = path / EMBEDDINGS if path.is_dir() else path
         tensors, header = load_tensors(file, FORMAT)
         check(EmbeddingsHeader, header, file)
         shape = (len(header["names"]), header["identity"]["embedding_dim"])

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunnet.config.choices import UNITS
+from prunnet.config.choices import UNITS, check_format
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError, PrunnetError, one_line
 from prunnet.networks.files import described_net
@@ -39,7 +39,6 @@ from prunnet.subnetworks.compact import PlainNet
 from prunnet.subnetworks.subnet import Subnetwork
 
 Precision = Literal["fp32", "fp16", "int8"]
-PRECISIONS = ("fp32", "fp16", "int8")
 SPARSE = "prunnet-sparse"
 _KEY = "prunnet"
 _JSON = "prunnet.json"
@@ -75,16 +74,6 @@ def export(cut: Subnetwork, path: str | Path, said: dict[str, Any]) -> None:
     """
     check_format(path, said["precision"])
     _WRITERS[Path(path).suffix.lower()](cut, place(path), said)
-
-
-def check_format(path: str | Path, precision: str) -> None:
-    """ConfigError where no format has the suffix of `path`, or the format does not have the precision."""
-    suffix = Path(path).suffix.lower()
-    if suffix not in _WRITERS:
-        raise ConfigError(f"--to {str(path)!r}: valid: a name that ends in {', '.join(_WRITERS)}")
-    if precision not in PRECISIONS or (suffix == ".pt2" and precision == "int8"):
-        valid = ", ".join(PRECISIONS[:2] if suffix == ".pt2" else PRECISIONS)
-        raise ConfigError(f"--precision {precision!r} for {suffix}; valid: {valid}")
 
 
 @dataclass(frozen=True)

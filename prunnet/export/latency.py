@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prunnet.config.choices import RUNTIMES
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import ConfigError, unknown
 from prunnet.export.formats import export, identity, open_export, quiet
 from prunnet.subnetworks.subnet import Subnetwork
 
-RUNTIMES = ("eager", "compile", "onnxruntime")
 SECONDS = 1.0
 """How long a measurement is repeated, at least."""
 _TURNS = 5

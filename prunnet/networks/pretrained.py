@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-import timm.models._builder as builder
 from torch import Tensor, nn
 
 from prunnet.errors import ConfigError, one_line
+from prunnet.networks.timm_library import builder
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "state_dict.")
 """Prefixes of modules that wrap a backbone, in any order and number."""

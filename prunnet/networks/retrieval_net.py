@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from prunnet.config.choices import check_granularity
 from prunnet.config.recipe import ModelConfig
 from prunnet.errors import ConfigError, echo, one_line, unknown
 from prunnet.networks.pretrained import whole_weights
+from prunnet.networks.timm_library import timm
 from prunnet.pruning.channel_graph import ChannelGraph, trace
 from prunnet.pruning.channel_scores import Channels
 from prunnet.pruning.macs import layer_macs
@@ -268,17 +269,44 @@ def _features_of(backbone: nn.Module) -> int:
     return int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
 
 
+_LARGE = 50_000_000
+"""Weights of a backbone, of which more than three seconds would go into making it twice."""
+_FILLED = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.bernoulli_, Tensor.exponential_})
+
+
+class _NotFilled(TorchFunctionMode):
+    """Inside, tensors are not filled with random numbers: without memory there is nothing to fill."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if function in _FILLED else function(*args, **(kwargs or {}))
+
+
+def _weights_of(name: str, *, in_chans: int, stem: str, options: Mapping[str, Any]) -> int:
+    """How many a backbone has, counted without memory for them; 0 for one that cannot be made so."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), _NotFilled():
+            made = make_backbone(name, in_chans=in_chans, stem=stem, options=options)
+    except (ConfigError, MemoryError):
+        raise
+    except Exception:  # it looks at numbers while it is made
+        return 0
+    return sum(parameter.numel() for parameter in made.parameters())
+
+
 def _seen_features(
     name: str, *, in_chans: int, stem: str, options: Mapping[str, Any], image_size: int
 ) -> tuple[int, int]:
     """`_features_of` a backbone, and the length of its output for an image of `image_size` pixels.
 
-    On torch's device without memory, where only shapes are computed (milliseconds); on the CPU where a model reads
-    values. ConfigError, in one line, for a backbone that does not take the image, or gives no [B, F].
+    A large backbone is run on torch's device without memory, where only shapes are computed: milliseconds, but torch's
+    compiler is imported for it, which takes 3 s. Others, and those that look at numbers, are run on the CPU.
+
+    ConfigError, in one line, for a backbone that does not take the image, or gives no [B, F].
     """
     image = f"{in_chans} x {image_size} x {image_size} pixels"
     output: Any = None
-    for device in ("meta", "cpu"):
+    large = _weights_of(name, in_chans=in_chans, stem=stem, options=options) > _LARGE
+    for device in ("meta", "cpu") if large else ("cpu",):
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.device(device):
                 backbone = make_backbone(name, in_chans=in_chans, stem=stem, options=options).eval()

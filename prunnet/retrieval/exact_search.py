@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 
@@ -55,6 +54,8 @@ def _search(queries: Features, gallery: Features, depth: int):  # type: ignore[n
 
 def _nearest(queries: Features, gallery: Features, depth: int) -> tuple[Features, npt.NDArray[np.int64]]:
     """(similarities, indices) [Q, depth] by faiss, on a GPU where there is one that reaches so deep."""
+    import faiss  # 0.3 s, which whoever only needs the protocols is spared
+
     if getattr(faiss, "get_num_gpus", lambda: 0)() and depth <= _GPU_DEPTH:
         resources = faiss.StandardGpuResources()
         return faiss.knn_gpu(resources, queries, gallery, depth, metric=faiss.METRIC_INNER_PRODUCT)

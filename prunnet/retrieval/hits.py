@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from prunnet.errors import ConfigError
 from prunnet.retrieval.exact_search import Features, check_features
@@ -121,6 +120,8 @@ def _chunk_hits(similarity: Features, relevant: Indices, junk: Indices | None) -
     padded = np.full((len(relevant), max(1, counts.max(initial=0))), np.float32(np.inf))
     slot = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
     padded[row, slot] = wanted
+    import torch  # whoever only plans or draws is spared it
+
     ascending = torch.from_numpy(np.sort(similarity, axis=1))
     needles = torch.from_numpy(padded)
     right = torch.searchsorted(ascending, needles, right=True).numpy()[row, slot]

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch._prims_common import suggest_memory_format
 from torch.func import functional_call
 
 from prunnet.errors import ConfigError
@@ -191,9 +190,23 @@ def _kind(module: nn.Conv2d, given: Tensor, batch: int, dtype: torch.dtype) -> K
         size=(height, width),
         batch=max(1, min(batch, 8, 2**15 // (height * width))),
         # As torch chooses: by either's strides, which of 1x1 weights fit both formats.
-        channels_last=any(suggest_memory_format(t) == LAST for t in (given, weight)),
+        channels_last=any(map(_is_channels_last, (given, weight))),
         dtype="bfloat16" if dtype == torch.bfloat16 else "float32",
     )
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    """Whether torch takes a tensor [A, C, H, W] for channels-last, by its strides. `torch._prims_common` has the same,
+    and imports sympy for it, which takes a second."""
+    shape, strides = tensor.shape, tensor.stride()
+    if tensor.dim() != 4 or tensor.layout != torch.strided or strides[1] == 0:
+        return False
+    least = 0
+    for dim in (1, 3, 2, 0):
+        if shape[dim] == 0 or strides[dim] < least or (dim == 0 and least == strides[1]):
+            return False
+        least = strides[dim] * shape[dim]
+    return True
 
 
 def _cuts(kind: Kind, multiple: int) -> Iterator[Kind]:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from prunnet.config.recipe import Recipe
-from prunnet.data.base import Dataset, changed
+from prunnet.data.base import check_images as check_images
 from prunnet.data.transforms import Preprocessing
-from prunnet.errors import CheckpointError, DataError
+from prunnet.errors import CheckpointError
 from prunnet.networks.files import (
     CALIBRATED,
     TRAINING,
@@ -62,20 +62,6 @@ def intact(folders: Iterable[str | Path], training_hash: str) -> tuple[list[Inta
         except (KeyError, TypeError, ValueError, IndexError):
             damaged[folder.name] = f"checkpoint {folder.name} is damaged: its header is not one of a training"
     return sorted(whole, key=lambda found: found.step), damaged
-
-
-def check_images(before: Mapping[str, Any] | None, dataset: Dataset, how: str, what: str) -> None:
-    """DataError where the training images differ from those that `what` was trained on, as far as both are recorded.
-
-    Args:
-        how: `data.fingerprint`.
-    """
-    now = dataset.origin(how) if before else None
-    if before and now and (said := changed(before, now, how)):
-        accept = "; data.fingerprint=sizes looks at no times" if said == "other modification times of images" else ""
-        raise DataError(
-            f"{what} was trained on other images ({said}): --fresh trains anew, another name keeps both{accept}"
-        )
 
 
 def _check_hash(folder: str | Path, header: dict[str, Any], training_hash: str) -> None:

@@ -6,6 +6,7 @@ A run is a pure function of (network, data, settings, number of workers): every 
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 import warnings
@@ -20,12 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from prunnet import process
 from prunnet.config.recipe import TrainConfig, parse_recipe
 from prunnet.data.base import ImageSet, IntArray
 from prunnet.data.loading import balanced, loaded, share_of, shuffled
 from prunnet.data.transforms import Augmentation, Preprocessing
 from prunnet.errors import ConfigError, DataError
-from prunnet.memory import keep_freed_memory
 from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.pruning import prunable
 from prunnet.pruning.masks import laid_out_like
@@ -77,7 +78,6 @@ class Trainer:
         loaders: int = 0,
         layout: torch.memory_format | None = None,
     ) -> None:
-        keep_freed_memory()
         self.config, self.train_set = config, train_set
         self.preprocessing, self.augmentation, self.loaders = preprocessing, augmentation, loaders
         self.device = torch.device(device)
@@ -255,8 +255,17 @@ def make_optimizer(
     if more:
         groups.append({"params": list(more.values()), "base_lr": config.lr, "weight_decay": 0.0})
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
+        return _eager(torch.optim.AdamW)(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    sgd = _eager(torch.optim.SGD)
+    return sgd(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
+
+
+def _eager(kind: type[torch.optim.Optimizer]) -> Any:
+    """The optimiser with its own methods as they were before torch decorated them: the decorators import torch's
+    compiler, 3 s, to tell it that it must leave the methods alone."""
+    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    plain = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    return type(kind.__name__, (kind,), {**plain, "step": torch.no_grad()(inspect.unwrap(kind.step))})
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int, steps_per_epoch: int) -> None:
@@ -308,6 +317,7 @@ def fit(
     Raises:
         ConfigError: settings that are not valid, or classes that do not fit the network.
     """
+    process.prepare()
     settings = {"granularity": net.granularity, **settings}
     config = parse_recipe({"train": {"capacities": capacities, **settings}}).train
     classes = int(train_set.labels.max()) + 1

@@ -10,13 +10,14 @@ The same seed gives the same bytes for the same fonts (pinned by hash) and raste
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
+import importlib.util
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from fontTools import unicodedata as scripts
@@ -25,6 +26,7 @@ from PIL import Image, ImageChops, ImageFilter, ImageFont
 
 from prunnet.config.recipe import DataConfig
 from prunnet.data.base import Dataset, MemoryImages, RetrievalTest, label_ids, split_queries
+from prunnet.data.rendered import Arrays, kept
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import DataError
 
@@ -73,14 +75,39 @@ def load(config: DataConfig) -> Dataset:
 def rendered(name: str, config: DataConfig, renderer: Renderer) -> Dataset:
     """Letters of training, validation and test scripts as some renderer draws them."""
     preprocessing = Preprocessing.from_config(config)
+    _font_files()  # refuses other fonts than those of FONTS
+    arrays = kept(
+        [name, config.seed, config.classes, config.images_per_class, preprocessing.to_json(), FONTS],
+        [renderer, render, Preprocessing],
+        lambda: _rendered(config, preprocessing, renderer),
+    )
+    images, names = {}, {}
+    for part in ("train", "validation", "test"):
+        labels, names[part] = label_ids(arrays[f"{part}_names"].tolist())
+        images[part] = MemoryImages(arrays[f"{part}_pixels"], labels, preprocessing)
+    validation, test = (_retrieval(images[part], config) for part in ("validation", "test"))
+    return Dataset(name, images["train"], names["train"], validation, test, preprocessing)
+
+
+def _rendered(config: DataConfig, preprocessing: Preprocessing, renderer: Renderer) -> Arrays:
+    """Pixels [n, C, S, S] and class names [n] of the three parts."""
     seen = list(glyphs(TRAIN_SCRIPTS))
     chosen = np.random.default_rng(config.seed).permutation(len(seen))[: config.classes]
-    train = _images([seen[i] for i in sorted(chosen)], config, preprocessing, renderer, crop=False)
-    tests = []
-    for held_out in (VALIDATION_SCRIPTS, TEST_SCRIPTS):
-        images, _ = _images(list(glyphs(held_out)), config, preprocessing, renderer, crop=True)
-        tests.append(_retrieval(images, config))
-    return Dataset(name, train[0], train[1], tests[0], tests[1], preprocessing)
+    parts = {
+        "train": [seen[i] for i in sorted(chosen)],
+        "validation": list(glyphs(VALIDATION_SCRIPTS)),
+        "test": list(glyphs(TEST_SCRIPTS)),
+    }
+    arrays: Arrays = {}
+    for part, classes in parts.items():
+        pixels = [
+            preprocessing.pixels(renderer(glyph, [config.seed, glyph.code, sample]), crop=part != "train")
+            for glyph in classes
+            for sample in range(config.images_per_class)
+        ]
+        arrays[f"{part}_pixels"] = np.stack(pixels)
+        arrays[f"{part}_names"] = np.array([glyph.name for glyph in classes for _ in range(config.images_per_class)])
+    return arrays
 
 
 def _retrieval(images: MemoryImages, config: DataConfig) -> RetrievalTest:
@@ -133,13 +160,15 @@ def _root(joined: dict[int, int], code: int) -> int:
 
 
 def _font_files() -> list[Path]:
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    library = importlib.util.find_spec("matplotlib")  # its files are needed, and not the library
+    folder = Path((library and library.origin) or "").parent / "mpl-data" / "fonts" / "ttf"
+    version = importlib.metadata.version("matplotlib")
     for name, sha in FONTS.items():
         path = folder / name
         found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
         if found != sha:
             raise DataError(
-                f"font {name} of matplotlib {matplotlib.__version__} is not the one that glyphs are made of "
+                f"font {name} of matplotlib {version} is not the one that glyphs are made of "
                 f"(sha256 {found[:12]}, wanted {sha[:12]}); install the versions of constraints.txt"
             )
     return [folder / name for name in FONTS]
@@ -165,20 +194,6 @@ def _rasterise(path: Path) -> Iterator[tuple[int, Image.Image]]:
 
 def _outline(master: Image.Image) -> bytes:
     return f"{master.size}".encode() + master.tobytes()
-
-
-def _images(
-    classes: list[Glyph], config: DataConfig, preprocessing: Preprocessing, renderer: Renderer, *, crop: bool
-) -> tuple[MemoryImages, tuple[str, ...]]:
-    """Seeded renderings [n, C, S, S] of some classes, and the classes' names by label."""
-    names = [glyph.name for glyph in classes for _ in range(config.images_per_class)]
-    pixels = [
-        preprocessing.pixels(renderer(glyph, [config.seed, glyph.code, sample]), crop=crop)
-        for glyph in classes
-        for sample in range(config.images_per_class)
-    ]
-    labels, unique = label_ids(names)
-    return MemoryImages(np.stack(pixels), labels, preprocessing), unique
 
 
 def render(glyph: Glyph, seed: list[int], side: int = 64) -> Image.Image:

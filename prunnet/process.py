@@ -1,4 +1,5 @@
-"""Keeps freed memory in the process instead of giving it back to the system after every pass."""
+"""What a process is set to before it computes. Whoever starts its work calls `prepare`, once: a training worker, an
+evaluation actor, an actor of trials, a job without Ray, a benchmark. Sums depend on the number of threads."""
 
 from __future__ import annotations
 
@@ -7,6 +8,19 @@ import functools
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+def prepare(threads: float | None = None) -> None:
+    """Sets torch's threads (None: as they are), of which there is at least one, and keeps freed memory.
+
+    Args:
+        threads: processors that the process may use, such as `cluster.cpus_per_worker`.
+    """
+    if threads is not None:
+        import torch  # the process imports it anyway, but whoever only imports this module need not
+
+        torch.set_num_threads(max(1, int(threads)))
+    keep_freed_memory()
 
 
 @functools.cache
