@@ -64,8 +64,8 @@ def stop(*_: Any, **__: Any) -> Any:
 
 def cut_off_the_work(patch: pytest.MonkeyPatch) -> None:
     """Replaces what takes long or leaves the machine: Ray, rendering, training, measuring, drawing, the network."""
-    for where in ("capacity", "search", "layerwise"):
-        patch.setattr(f"sweeps.{where}.session", stop)
+    for where in ("cluster.experiment", "sweeps.search", "sweeps.layerwise"):
+        patch.setattr(f"{where}.session", stop)
     patch.setattr("sweeps.ablation.run_trial", stop)
     patch.setattr("cluster.trials.run_trials", stop)
     patch.setattr("sweeps.cost.measure", stop)

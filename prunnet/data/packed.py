@@ -165,6 +165,9 @@ def read(root: str | Path) -> Listing:
     """The listing of a finished store; DataError for one that was never finished, is damaged or of another version.
     Images are checked one by one as they are read."""
     path = Path(root).expanduser()
+    # Files may have been replaced or cut short since this process mapped them; reading past their end would kill it.
+    _batch.cache_clear()
+    _mapped.cache_clear()
     manifest = _manifest(path)
     if wrong := _damaged_lists(path, manifest):
         raise DataError(f"{wrong[0]} in {str(path)!r}; pack the data set again")
