@@ -22,7 +22,8 @@ REPOSITORY = Path(__file__).parent.parent
 OMNIGLOT = REPOSITORY.parent / "shared" / "data" / "omniglot_background.zip"
 needs_omniglot = pytest.mark.skipif(not OMNIGLOT.exists(), reason="../shared/data/omniglot_background.zip is absent")
 
-torch.set_num_threads(2)
+# Two workers of pytest-xdist have a processor each: threads of both on two processors would wait for each other.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 settings.register_profile("prunnet", deadline=None)  # how long an example takes says nothing on a shared machine
 settings.load_profile("prunnet")
 
