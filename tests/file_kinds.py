@@ -19,9 +19,10 @@ from analysis import search as found
 from analysis.quantities import Quantity
 from prunnet import data, results
 from prunnet.config.recipe import DataConfig, load_recipe, parse_recipe
-from prunnet.data import packed
+from prunnet.data import packed, rendered
 from prunnet.data.base import MemoryImages, RetrievalTest
 from prunnet.data.transforms import Preprocessing
+from prunnet.errors import DataError
 from prunnet.evaluation.stored_features import load_features, make_features
 from prunnet.export.embedding_sets import EmbeddingSet
 from prunnet.export.formats import export, identity, open_export
@@ -77,7 +78,7 @@ HELPERS = (
     "prunnet.storage.seal:_write",
     "prunnet.storage.seal:close",
     "prunnet.storage.seal:close_tensors",
-    "prunnet.networks.files:save_tensors",
+    "prunnet.storage.tensor_files:save_tensors",
 )
 """Functions through which others write."""
 
@@ -281,18 +282,32 @@ def begins(before: Any, after: Any) -> bool:
     return after == before[: len(after)]
 
 
+def write_rendered(folder: Path) -> Path:
+    path = folder / "rendered-0.npz"
+    rendered._write(path, {"pixels": np.arange(12, dtype=np.uint8).reshape(3, 4)})
+    return path
+
+
+def read_rendered(folder: Path) -> list[list[int]]:
+    found = rendered._read(folder / "rendered-0.npz")
+    if found is None:
+        raise DataError("these letters are damaged")  # a job renders them again, without a word
+    return found["pixels"].tolist()
+
+
 KINDS = (
+    Kind("rendered images", write_rendered, read_rendered, ("prunnet.data.rendered:_write",), flips=20),
     Kind("training checkpoint", write_training, read_training, ("prunnet.networks.files:save_training",)),
     Kind("network", write_network, read_network, ("prunnet.networks.files:save_network",), flips=30),
     Kind("header of a network", write_network, lambda f: read_header(f / "model.safetensors"), (), flips=0),
-    Kind("subnetwork", write_subnetwork, read_subnetwork, ("prunnet.subnetworks:save",), flips=30),
+    Kind("subnetwork", write_subnetwork, read_subnetwork, ("prunnet.subnetworks.subnet:save",), flips=30),
     Kind("embedding set", write_embeddings, read_embeddings, ("prunnet.export.embedding_sets:save",)),
     *(
         Kind(
             f"export {suffix}",
             functools.partial(write_export, suffix=suffix),
             functools.partial(read_export, suffix=suffix),
-            (f"prunnet.export:{writer}",),
+            (f"prunnet.export.formats:{writer}",),
             flips=30,
         )
         for suffix, writer in ((".safetensors", "_write_sparse"), (".onnx", "_write_onnx"), (".pt2", "_write_program"))
@@ -306,20 +321,23 @@ KINDS = (
         repaired=begins,
     ),
     Kind(
-        "results part", write_part, lambda f: results.read(f / "results").to_pylist(), ("prunnet.results:write_part",)
+        "results part",
+        write_part,
+        lambda f: results.read(f / "results").to_pylist(),
+        ("prunnet.results.table:write_part",),
     ),
     Kind(
         "packed results",
         write_packed_table,
         lambda f: results.read_packed(f / "table.parquet").to_pylist(),
-        ("prunnet.results:pack", "prunnet.results:_write"),
+        ("prunnet.results.table:pack", "prunnet.results.table:_write"),
     ),
     *(
         Kind(
             f"features: {file}",
             functools.partial(write_features, file=file),
             read_features,
-            ("prunnet.evaluation.stored_features:make_features", "prunnet.evaluation.stored_features:embed"),
+            ("prunnet.evaluation.stored_features:make_features", "prunnet.subnetworks.embed:embed"),
         )
         for file in ("identity.json", "queries.npy", "gallery.npy")
     ),

@@ -165,7 +165,7 @@ def test_foreign_files_and_unknown_names_are_refused_by_name(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match=r"valid: a name that ends in .safetensors, .onnx, .pt2"):
         export(cut, tmp_path / "edge.tflite", identity(cut, PREPROCESSING))
     with pytest.raises(ConfigError, match="'int8' for .pt2; valid: fp32, fp16"):
-        export(cut, tmp_path / "edge.pt2", identity(cut, PREPROCESSING, None, "int8"))
+        export(cut, tmp_path / "edge.pt2", identity(cut, PREPROCESSING, (), "int8"))
 
 
 # --- several in one -----------------------------------------------------------------------------------------------

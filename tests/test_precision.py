@@ -43,9 +43,9 @@ def test_without_avx512_few_channels_in_channels_last_are_refused_and_contiguous
     script = f"""
 import json, torch
 from prunnet.errors import ConfigError
-from prunnet.precision import settle
-from prunnet.widths import SwitchableNet
-from prunnet.convolutions import has_avx512
+from prunnet.training.precision import settle
+from prunnet.networks.switchable import SwitchableNet
+from prunnet.training.convolutions import has_avx512
 net = SwitchableNet("resnet18", 4, **{TINY_WIDTHS!r})
 auto = settle("auto", net, torch.device("cpu"), 32)
 found = {{"avx512": has_avx512(), "auto": [str(auto.dtype), str(auto.layout)]}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from prunnet.data.base import MemoryImages, RetrievalTest
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError
 from prunnet.evaluation.stored_features import load_features, make_features
-from prunnet.retrieval import exact_search as search
+from prunnet.retrieval.exact_search import search
 from prunnet.retrieval.protocol import Truth
 from prunnet.subnetworks.subnet import subnetwork
 from tests import reference
@@ -127,7 +128,7 @@ def test_a_gpu_finds_what_the_cpu_finds(monkeypatch: pytest.MonkeyPatch) -> None
     module = importlib.import_module("prunnet.retrieval.exact_search")
     rng = np.random.default_rng(0)
     queries, gallery = (rng.standard_normal((n, 64), dtype=np.float32) for n in (20, 5000))
-    if not getattr(module.faiss, "get_num_gpus", lambda: 0)():
+    if not getattr(faiss, "get_num_gpus", lambda: 0)():
         pytest.skip("no GPU")
     on_gpu = search(queries, gallery, 10)[0]
     monkeypatch.setattr(module, "_GPU_DEPTH", 0)

@@ -21,7 +21,7 @@ from prunnet.retrieval import (
     revisited_details,
     score,
 )
-from prunnet.retrieval import exact_search as search
+from prunnet.retrieval.exact_search import search
 from prunnet.retrieval.metrics import average_precision_of, map_at_k_of, recall_of
 from tests import reference
 

@@ -402,7 +402,7 @@ def test_embeddings_keep_such_names(odd: Path, tmp_path: Path) -> None:
     """Issue 15, number 18: the names of an embedding set, its answers, CSV and sheet."""
     cut = subnetwork(tiny_net().eval(), 1.0).calibrate([torch.randn(8, 1, 16, 16)])
     seen = Preprocessing(16, 16, 1, False, (0.5,), (0.5,))
-    made, left_out = embed_folder(cut, odd, seen, identity(cut, seen, None, "fp32"))
+    made, left_out = embed_folder(cut, odd, seen, identity(cut, seen, (), "fp32"))
     assert not left_out
     made.save(tmp_path / "emb")
     read = EmbeddingSet.load(tmp_path / "emb")
@@ -429,7 +429,7 @@ def test_suffixes_of_exports_may_be_in_capitals(tmp_path: Path) -> None:
     """Issue 15, number 11."""
     cut = subnetwork(tiny_net(image_size=16).eval(), 0.4).calibrate([torch.randn(8, 1, 16, 16)])
     path = tmp_path / "edge.SafeTensors"
-    export(cut, path, identity(cut, Preprocessing(16, 16, 1, False, (0.5,), (0.5,)), None))
+    export(cut, path, identity(cut, Preprocessing(16, 16, 1, False, (0.5,), (0.5,)), ()))
     shown = torch.randn(2, 1, 16, 16)
     assert torch.allclose(open_export(path).embed(shown), cut.embed(shown), atol=1e-4)
     path.rename(tmp_path / "edge.ONNX")

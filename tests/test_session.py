@@ -18,6 +18,7 @@ import pytest
 import ray
 
 import cluster.session
+from cluster import environment
 from cluster.ending import depending_on, stoppable
 from cluster.session import session
 from prunnet.config.recipe import ClusterConfig
@@ -115,10 +116,14 @@ def test_a_proxy_is_not_asked_for_the_cluster(monkeypatch: pytest.MonkeyPatch) -
     """Issue 15, number 17: with http_proxy set, Ray's state API "does not answer"."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
-    assert cluster.session._around_proxies("10.1.2.3:6379", "http://10.1.2.3:8265") == {}
+    assert cluster.session._around_proxies("10.1.2.3:6379", "http://10.1.2.3:8265") == []
     monkeypatch.setenv("http_proxy", "http://proxy:3128")
     monkeypatch.setenv("no_proxy", "example.org")
-    found = cluster.session._around_proxies("10.1.2.3:6379", "http://head.local:8265")
+    hosts = cluster.session._around_proxies("10.1.2.3:6379", "http://head.local:8265")
+    try:
+        found = environment.set_for_cluster("http://head.local:8265", hosts, own=False)
+    finally:
+        environment.forget_cluster()
     assert found["no_proxy"] == found["NO_PROXY"]
     assert {"example.org", "127.0.0.1", "localhost", "10.1.2.3", "head.local"} <= set(found["NO_PROXY"].split(","))
 

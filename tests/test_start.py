@@ -13,15 +13,15 @@ import pytest
 
 from prunnet import results
 from prunnet.config import load_recipe
+from prunnet.config.recipe import absolute_paths
 from prunnet.errors import DataError
-from prunnet.evaluation.evaluator import evaluate_here
-from prunnet.experiments.stages import Family, train_here
-from prunnet.experiments.work_units import evaluation_plan, network_arrays, plan_units
+from prunnet.experiments.run import evaluate_missing, in_this_process, trained_networks
+from prunnet.experiments.stages import train_here
 from sweeps.capacity import conclude
 from sweeps.cli import COMMANDS
 from sweeps.finished import drawn_again, open_data
 from sweeps.printing import Console
-from sweeps.run import RECIPES, absolute_paths, open_run
+from sweeps.run import RECIPES, open_run
 from tests.conftest import REPOSITORY, image_folder
 
 HEAVY = ("faiss", "matplotlib", "numba", "numpy", "optuna", "plotly", "pyarrow", "ray", "timm", "torch", "torchvision")
@@ -41,7 +41,7 @@ REFUSED = (
     (["search", "--set", "train.epoch=1"], "did you mean 'train.epochs'"),
     (["cost", "run", "--runtime", "abacus"], "--runtime 'abacus'"),
     (["cost", "run", "--capacity", "0"], "0 < capacity <= 1"),
-    (["export", "run", "--to", "edge.onnx"], "one of --capacity and --progressive"),
+    (["export", "run", "--to", "edge.onnx"], "one of --capacity, --row and --progressive"),
     (["export", "run", "--to", "edge.gif", "--capacity", "0.5"], "valid: a name that ends in .safetensors"),
     (["evaluate", "--query", "a", "--gallery", "b", "--split", "train"], "--split 'train'"),
     (["pack", "inshop", "root", "out", "--set", "data.boxs=true"], "did you mean 'data.boxes'"),
@@ -164,14 +164,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     recipe, console = absolute_paths(load_recipe(RECIPES / "demo.yaml", sets)), Console(quiet=True)
     with open_run(recipe) as run:
         dataset = open_data(recipe, console)
-        train_here(recipe, dataset, run.model)
-        family = Family.load({1.0: run.model})
-        units = plan_units(recipe, family, dataset)
-        plan = evaluation_plan(recipe, family, features=run.features, results=run.results)
-        missing = units.missing_tests(set())
-        work = units.needed_features(missing), missing
-        evaluate_here(plan, network_arrays(family), units.calibration, dataset.split("test"), *work)
-        conclude(recipe, run, dataset, family, units, [], console)
+        networks = trained_networks(recipe, dataset, train_here, run.place)
+        outcome = evaluate_missing(
+            recipe, dataset, networks, in_this_process, features=run.features, results=run.results
+        )
+        conclude(recipe, run, dataset, networks, outcome, console)
     return ["sweep", *(word for each in sets for word in ("--set", each))]
 
 

@@ -30,7 +30,8 @@ def export(
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. data.root=DIR.")] = None,
 ) -> None:
-    if sum(value is not None for value in (capacity, row, progressive)) > 1:
+    asked = sum(value is not None for value in (capacity, row, progressive))
+    if asked > 1 or (asked == 0 and run.suffix != ".safetensors"):  # such a file may be one saved subnetwork
         raise ConfigError("one of --capacity, --row and --progressive is needed, such as --capacity 0.4")
     if precision not in PRECISIONS:
         raise ConfigError(f"--precision {precision!r}; valid: {', '.join(PRECISIONS)}")
