@@ -5,22 +5,33 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_THREADS = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"
 
 
 def prepare(threads: float | None = None) -> None:
-    """Sets torch's threads (None: as they are), of which there is at least one, and keeps freed memory.
+    """Sets the threads of torch, NumPy and faiss (None: as they are), at least one, and keeps freed memory.
 
     Args:
         threads: processors that the process may use, such as `cluster.cpus_per_worker`.
     """
     if threads is not None:
-        import torch  # the process imports it anyway, but whoever only imports this module need not
-
-        torch.set_num_threads(max(1, int(threads)))
+        _use_threads(max(1, int(threads)))
     keep_freed_memory()
+
+
+def _use_threads(threads: int) -> None:
+    """The same number of threads for every library: NumPy's matrix products round differently with two than with one,
+    and Ray gives its workers one where a process of the shell has as many as there are processors."""
+    import threadpoolctl  # not at the top: a process that does not compute need not import it
+    import torch
+
+    os.environ.update(dict.fromkeys(_THREADS, str(threads)))  # for libraries that are not loaded yet
+    threadpoolctl.threadpool_limits(threads)  # for those that are
+    torch.set_num_threads(threads)
 
 
 @functools.cache

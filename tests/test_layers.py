@@ -18,7 +18,7 @@ import prunnet
 ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("prunnet.errors", "prunnet.redact", "prunnet.process", "prunnet.lazy"),
-    ("prunnet.guard",),
+    ("prunnet.guard", "prunnet.registry"),
     ("prunnet.storage",),
     ("prunnet.retrieval",),
     ("prunnet.config", "prunnet.results"),
