@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import NoReturn
 
 import psutil
 from rich.console import Console
@@ -39,45 +39,25 @@ class Stopped(guard.Stopped):
         end({*self.family, *family()}, patience=1)
 
 
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """SIGINT and SIGTERM raise `Stopped` in the block. That `Stopped` also leaves the block, even if other code catches
-    it or raises another exception in its place. If it does not end the block (C code keeps running, or a destructor
-    swallows it), the process ends after GRACE_SECONDS, or at once at a second signal."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
-        return
-    stopped: list[Stopped] = []
+def stoppable() -> AbstractContextManager[None]:
+    """As `guard.stoppable`. If `Stopped` does not end the block (C code keeps running, or a destructor swallows it),
+    the process ends after GRACE_SECONDS, or at once at a second signal."""
 
-    def stop(signum: int, frame: object) -> None:
-        if stopped:
-            leave(stopped[0].code, str(stopped[0]), stopped[0].family)
-        stopped.append(Stopped(signum, family()))
-        threading.Thread(target=_after_grace, args=(stopped[0],), daemon=True).start()
-        raise stopped[0]
+    def make(signum: int) -> Stopped:
+        stopped = Stopped(signum, family())
+        threading.Thread(target=_after_grace, args=(stopped,), daemon=True).start()
+        return stopped
 
-    before = {each: signal.getsignal(each) for each in guard.NAMES}
-    for each, handler in before.items():
-        if handler is not signal.SIG_IGN:  # as nohup and a shell's `&` ask for
-            signal.signal(each, stop)
-    try:
-        yield
-    except BaseException:
-        if stopped:  # Ray's C code replaces our exception by a plain KeyboardInterrupt
-            raise stopped[0] from None
-        raise
-    else:
-        if stopped:
-            raise stopped[0]
-    finally:
-        if not stopped:  # else a second signal, while the interpreter ends, still ends it at once
-            for each, handler in before.items():
-                signal.signal(each, handler)
+    return guard.stoppable(make, _leave)
 
 
 def _after_grace(stopped: Stopped) -> None:
     time.sleep(GRACE_SECONDS)
-    leave(stopped.code, str(stopped), stopped.family)
+    _leave(stopped)
+
+
+def _leave(stopped: guard.Stopped) -> NoReturn:
+    leave(stopped.code, str(stopped), stopped.family if isinstance(stopped, Stopped) else ())
 
 
 def family() -> list[psutil.Process]:
@@ -96,7 +76,7 @@ def end(processes: Iterable[psutil.Process], patience: float = 0.0) -> None:
     psutil.wait_procs(alive, timeout=2)
 
 
-def leave(code: int, line: str, processes: Iterable[psutil.Process] = ()) -> None:
+def leave(code: int, line: str, processes: Iterable[psutil.Process] = ()) -> NoReturn:
     """Ends this process at once, from any thread, with a line for the user and all processes below it."""
     known = {*processes, *family()}
     console = Console(stderr=True, soft_wrap=True)

@@ -11,9 +11,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from prunnet.errors import from_outside, printable, told
 
@@ -49,16 +49,25 @@ def guarded(stopping: AbstractContextManager[None] | None = None) -> Iterator[No
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
-    """SIGINT and SIGTERM raise `Stopped` in the block, and `Stopped` leaves it: typer makes an exit of its own of a
-    KeyboardInterrupt."""
+def stoppable(
+    make: Callable[[int], Stopped] = Stopped, at_second: Callable[[Stopped], NoReturn] | None = None
+) -> Iterator[None]:
+    """SIGINT and SIGTERM raise a `Stopped` in the block. It also leaves the block, even if other code catches it or
+    raises another exception in its place: typer and Ray do.
+
+    Args:
+        make: the exception of a signal's number.
+        at_second: ends the process at a second signal, also after the block, while the interpreter ends.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's
         return
     stopped: list[Stopped] = []
 
     def stop(signum: int, frame: object) -> None:
-        stopped.append(Stopped(signum))
+        if stopped and at_second is not None:
+            at_second(stopped[0])
+        stopped.append(make(signum))
         raise stopped[0]
 
     before = {each: signal.getsignal(each) for each in NAMES}
@@ -71,9 +80,13 @@ def stoppable() -> Iterator[None]:
         if stopped:
             raise stopped[0] from None
         raise
+    else:
+        if stopped:
+            raise stopped[0]
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        if not (stopped and at_second):
+            for each, handler in before.items():
+                signal.signal(each, handler)
 
 
 @contextmanager

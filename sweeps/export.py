@@ -1,7 +1,7 @@
 """What a trained network leaves the house as, and what is done with it elsewhere: export, embed, query.
 
 prunnet export runs/demo --capacity 0.4 --to edge.safetensors      (or edge.onnx, edge.pt2; --precision fp16, int8)
-prunnet export runs/demo --row 0f3a --to edge.onnx                (what a row of the results table tested)
+prunnet export runs/demo --row KEY --to edge.onnx                 (what a row of the results table tested)
 prunnet export runs/demo --progressive 0.2,0.4,0.6,0.8,1.0 --to all.prunnet
 prunnet embed edge.onnx images/ --out emb/                        (edge.pt2: only with --trust-code)
 prunnet query emb_q emb_g --top 10 --csv answers.csv --sheet answers.png
@@ -118,8 +118,6 @@ def export(
     """Writes what the command asks for, whose options say what each argument is; at most one of `capacity`, `row` and
     `progressive` is given."""
     console = console or Console()
-    if (capacity, row, progressive) == (None, None, None) and _kind(run) != SAVED:
-        raise ConfigError("one of --capacity, --row and --progressive is needed, such as --capacity 0.4")
     if progressive is not None:
         _export_progressive(Source.of(run, overrides), to, progressive, console)
         return

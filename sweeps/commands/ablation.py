@@ -14,10 +14,10 @@ from sweeps.run import RECIPES, one_line_errors, script
 def main(
     recipe: Annotated[Path, typer.Option(help="YAML recipe of an ablation.")] = RECIPES / "methods_omniglot.yaml",
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the base, e.g. train.epochs=3.")] = None,
-    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
+    local: Annotated[bool, typer.Option("--local", help="Run in this process, without Ray.")] = False,
     device: Annotated[str, typer.Option(help="With --local: cpu or cuda.")] = "cpu",
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run and its table, and start over.")] = False,
-    list_: Annotated[bool, typer.Option("--list", help="Say what there is to do, and stop.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List what there is to do, and stop.")] = False,
 ) -> None:
     """Train and test methods, variants and upgrades over seeds."""
     with one_line_errors():

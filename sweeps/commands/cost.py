@@ -16,11 +16,11 @@ USUAL = (1.0, 0.8, 0.6, 0.4, 0.2)
 
 def main(
     run: Annotated[Path, typer.Argument(help="A run's folder, or a network's file.")],
-    capacity: Annotated[list[float] | None, typer.Option(help="Each that is to be measured; five if not said.")] = None,
-    runtime: Annotated[str, typer.Option(help=f"{', '.join(RUNTIMES)}.")] = "eager",
-    threads: Annotated[int, typer.Option(min=1, max=1024, help="Of the runtime.")] = 1,
+    capacity: Annotated[list[float] | None, typer.Option(help="Capacity, repeatable; default: five.")] = None,
+    runtime: Annotated[str, typer.Option(help=f"Runtime: {', '.join(RUNTIMES)}.")] = "eager",
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads of the runtime.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, or cuda where there is a GPU.")] = "cpu",
-    seconds: Annotated[float, typer.Option(help="How long each is repeated, at least.")] = 1.0,
+    seconds: Annotated[float, typer.Option(help="Least time for which each measurement is repeated.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a capacity.")] = False,
 ) -> None:
     check_number("--seconds", seconds, 0.01, 3600)

@@ -13,17 +13,17 @@ from prunnet.errors import ConfigError
 
 
 def main(
-    query: Annotated[Path, typer.Option(help="Embeds the queries.")],
-    gallery: Annotated[Path, typer.Option(help="Embedded the gallery.")],
+    query: Annotated[Path, typer.Option(help="Network or subnetwork that embeds the queries.")],
+    gallery: Annotated[Path, typer.Option(help="Network or subnetwork that embeds the gallery.")],
     independent: Annotated[
         Path | None, typer.Option(help="A new network, trained without regard to the old: update gain, P_up, P_comp.")
     ] = None,
-    query_capacity: Annotated[float | None, typer.Option(help="Cut from the query's network; 1 if not said.")] = None,
-    gallery_capacity: Annotated[float | None, typer.Option(help="Cut from the gallery's.")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="Whose data are tested.")] = None,
+    query_capacity: Annotated[float | None, typer.Option(help="Capacity of the query network; default: 1.")] = None,
+    gallery_capacity: Annotated[float | None, typer.Option(help="Capacity of the gallery network; default: 1.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Recipe whose data are tested.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. data.root=DIR.")] = None,
-    split: Annotated[str, typer.Option(help="test or validation.")] = "test",
-    calibrate: Annotated[bool, typer.Option(help="Re-estimate the BatchNorm of networks.")] = True,
+    split: Annotated[str, typer.Option(help="Split: test or validation.")] = "test",
+    calibrate: Annotated[bool, typer.Option(help="Re-estimate the BatchNorm statistics of networks.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     if split not in ("test", "validation"):

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from prunnet.config import parse_recipe
+from prunnet.config import load_recipe
 from prunnet.config.choices import EMBEDDINGS, PRECISIONS, check_capacity, check_format
-from prunnet.config.recipe import apply_override
 from prunnet.errors import ConfigError, echo
 from prunnet.storage.atomic import check_output
 
@@ -21,10 +20,10 @@ def export(
         float | None, typer.Option(help="Capacity of the subnetwork, 0 to 1, cut as the run's sweep does.")
     ] = None,
     row: Annotated[
-        str | None, typer.Option(help="What a row of the table tested: its unit_key, or how it begins.")
+        str | None, typer.Option(help="The subnetwork of a row of the table: its unit_key, or the start of it.")
     ] = None,
     progressive: Annotated[str | None, typer.Option(help="Capacities in one file, such as 0.2,0.4,1.0.")] = None,
-    precision: Annotated[str, typer.Option(help=f"{', '.join(PRECISIONS)}.")] = "fp32",
+    precision: Annotated[str, typer.Option(help=f"Precision of the weights: {', '.join(PRECISIONS)}.")] = "fp32",
     measure: Annotated[
         bool | None, typer.Option(help="Test the file against the dense gallery; the default where precision is lost.")
     ] = None,
@@ -41,10 +40,7 @@ def export(
         check_format(to, precision)
     if capacity is not None:
         check_capacity(capacity)
-    tree: dict[str, object] = {}
-    for override in set_ or ():
-        apply_override(tree, override)
-    parse_recipe(tree)
+    load_recipe(None, set_ or ())
     from sweeps import export as exporting
 
     exporting.export(
@@ -78,9 +74,9 @@ def embed(
     capacity: Annotated[
         float | None, typer.Option(help="Capacity of a progressive file, a network or a run; default: the largest.")
     ] = None,
-    row: Annotated[str | None, typer.Option(help="Of a run: what a row of its table tested, by its unit_key.")] = None,
+    row: Annotated[str | None, typer.Option(help="Of a run: a row of its table, by its unit_key.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, max=10**6, help="Images at a time.")] = 64,
-    skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="Leave them out, by name.")] = False,
+    skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="Skip such images, by name.")] = False,
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Open a .pt2, which can run any code that its maker put into it.")
     ] = False,
@@ -105,12 +101,10 @@ def embed(
 def query(
     queries: Annotated[Path, typer.Argument(metavar="EMB_Q", help="Embeddings of the queries (prunnet embed).")],
     gallery: Annotated[Path, typer.Argument(metavar="EMB_G", help="Embeddings of the gallery.")],
-    top: Annotated[int, typer.Option(min=1, max=10**6, help="Answers a query.")] = 10,
-    to: Annotated[Path | None, typer.Option("--csv", help="Write all answers there.")] = None,
-    raw: Annotated[
-        bool, typer.Option("--csv-raw", help="Names as they are, also where a spreadsheet would run them.")
-    ] = False,
-    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet (PNG) there.")] = None,
+    top: Annotated[int, typer.Option(min=1, max=10**6, help="Number of answers a query.")] = 10,
+    to: Annotated[Path | None, typer.Option("--csv", help="CSV file for all answers.")] = None,
+    raw: Annotated[bool, typer.Option("--csv-raw", help="Do not quote names that a spreadsheet would run.")] = False,
+    sheet: Annotated[Path | None, typer.Option(help="PNG file for a contact sheet.")] = None,
     rows: Annotated[int, typer.Option(min=1, max=10_000, help="Queries on the sheet.")] = 20,
 ) -> None:
     for path, option in ((to, "--csv"), (sheet, "--sheet")):

@@ -19,14 +19,17 @@ SAMPLERS = ("cmaes", "tpe", "random")
 
 def main(
     recipe: Annotated[Path, typer.Option(help="YAML recipe of a capacity sweep.")] = RECIPES / "demo.yaml",
-    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, dotted.")] = None,
-    budget: Annotated[list[float] | None, typer.Option(help="MACs of the uniform cut of this capacity.")] = None,
-    evaluations: Annotated[int, typer.Option(min=1, max=10**6, help="Vectors looked at, for each budget.")] = 200,
-    grouping: Annotated[str, typer.Option(help="A share for every layer, or for every block: layer, block.")] = "layer",
-    sampler: Annotated[str, typer.Option(help="Optuna's: cmaes, tpe, random.")] = "cmaes",
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the sampler.")] = 0,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. train.epochs=3.")] = None,
+    budget: Annotated[
+        list[float] | None,
+        typer.Option(help="MACs of the uniform subnetwork of this capacity."),
+    ] = None,
+    evaluations: Annotated[int, typer.Option(min=1, max=10**6, help="Evaluated density vectors a budget.")] = 200,
+    grouping: Annotated[str, typer.Option(help="One density a layer or a block: layer, block.")] = "layer",
+    sampler: Annotated[str, typer.Option(help="Sampler of Optuna: cmaes, tpe, random.")] = "cmaes",
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the sampler.")] = 0,
 ) -> None:
-    """Layer-wise capacities under a MACs budget, without training."""
+    """Search per-layer densities under a budget of MACs, without training."""
     with one_line_errors():
         if grouping not in GROUPINGS:
             raise ConfigError(f"--grouping {echo(grouping)}; valid: {', '.join(GROUPINGS)}")

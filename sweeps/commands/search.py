@@ -16,7 +16,7 @@ def main(
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the base, e.g. train.epochs=3.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what the search has and start over.")] = False,
 ) -> None:
-    """Search for a recipe."""
+    """Search for the best recipe."""
     with one_line_errors():
         from sweeps.search_recipe import load_search
 
