@@ -50,7 +50,10 @@ def main(extra: str) -> int:
         fetched = subprocess.run([*PIP, "install", "--quiet", "--constraint", "constraints.txt", "uv"], check=False)
         if fetched.returncode == 0:
             environment = {**os.environ, **settings_of_uv(pip_settings())}
-            uv = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", sys.executable]
+            # Compiled once, as pip does it. Left to the first import, it is done at every import where Python may not
+            # write (a read-only environment, PYTHONDONTWRITEBYTECODE): torch, timm and Ray then take 20 s more.
+            uv = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--compile-bytecode"]
+            uv += ["--python", sys.executable]
             if subprocess.run([*uv, *wanted], env=environment, check=False).returncode == 0:
                 return 0
         print("uv cannot install here; pip does it, which takes longer", file=sys.stderr)
