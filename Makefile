@@ -42,7 +42,7 @@ lint: $(DEV_STAMP)
 
 test: lint
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist worksteal
-	$(MAKE) test-without-avx512
+	if grep -q avx512f /proc/cpuinfo; then $(MAKE) test-without-avx512; fi
 
 test-without-avx512: $(DEV_STAMP)
 	$(WITHOUT_AVX512) $(BIN)/python -m pytest -m 'not slow' -n 2 --dist worksteal $(NUMERICAL)
