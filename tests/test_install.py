@@ -64,3 +64,18 @@ def test_pip_installs_where_uv_cannot(installer: ModuleType, monkeypatch: pytest
     assert installer.main("dev") == 0
     assert called[-1][:3] == installer.PIP[:3]
     assert called[-1][-1] == ".[dev]"
+
+
+def test_what_uv_installs_is_compiled(installer: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Python may not write bytecode, each process would compile torch, timm and Ray again: 10 s of CPU."""
+    monkeypatch.delenv("PRUNNET_INSTALLER", raising=False)
+    called: list[list[str]] = []
+
+    def run(command: list[str], **_: Mapping[str, str]) -> Any:
+        called.append(command)
+        return subprocess.CompletedProcess(command, 0, stdout="")
+
+    monkeypatch.setattr(installer.subprocess, "run", run)
+    assert installer.main("dev") == 0
+    assert called[-1][2] == "uv"
+    assert "--compile-bytecode" in called[-1]
