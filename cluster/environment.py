@@ -17,6 +17,7 @@ longer than an epoch of a small network."""
 _WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 """Ray Train starts a process, 2 s, that asks whether a machine is about to be taken away."""
 _HEAD_PATIENCE = "RAY_gcs_server_port_wait_time_s"
+_AGENTS_PATIENCE = "RAY_agent_register_timeout_ms"
 _PROXIES = ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
 _before: dict[str, str | None] = {}
 """Values of variables that are set only while a cluster is there."""
@@ -76,9 +77,10 @@ def forget_cluster() -> None:
     _before.clear()
 
 
-def let_head_start(seconds: float) -> None:
-    """How long a new cluster's head may take until its port is open."""
+def let_processes_start(seconds: float) -> None:
+    """How long a new cluster's head may take until its port is open, and a node's agents until theirs are."""
     os.environ.setdefault(_HEAD_PATIENCE, str(int(seconds)))
+    os.environ.setdefault(_AGENTS_PATIENCE, str(int(1000 * seconds)))
 
 
 def set_for_tune(concurrent: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 import signal
@@ -32,6 +33,10 @@ _TRIES = 5
 _SETTINGS = bytes(3) + b"\x04" + bytes(5)
 """HTTP/2's first frame, of either side: length, type, flags, stream."""
 _NOWHERE = "http://127.0.0.1:1"
+_STARTS = 2
+"""How often a cluster on this machine is started, at most: another process may take a port that was free."""
+_AGENTS_PORTS = "metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port"
+"""Arguments of Ray's `start_raylet`."""
 
 
 @contextmanager
@@ -82,26 +87,30 @@ def _start(address: str | None, state_api: bool) -> None:
         with contextlib.suppress(Exception):  # a cluster without a dashboard: requests', gRPC's and Ray's own
             api = ray_address_to_api_server_url(address)
     elif state_api:
-        port = _free_port()
+        (port,) = _free_ports(1)
         api = f"http://127.0.0.1:{port}"
         more |= {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
     variables = environment.set_for_cluster(api, _around_proxies(address, api), own=not address)
     if address:
         more["runtime_env"] = {"env_vars": variables}
     before, patience = family(), _patience()
-    try:
-        with _waiting_for_the_node(patience):
-            ray.init(address or "local", logging_level=logging.WARNING, **more)
-    except Exception as error:  # Ray's are of many kinds, bare Exception among them
-        end(process for process in family() if process not in before)
-        environment.forget_cluster()
-        said = one_line(error)[:300]
+    for tries_left in reversed(range(_STARTS)):
+        try:
+            with _waiting_for_the_node(patience):
+                ray.init(address or "local", logging_level=logging.WARNING, **more)
+            return
+        except Exception as error:  # Ray's are of many kinds, bare Exception among them
+            ray.shutdown()
+            end(process for process in family() if process not in before)
+            said = one_line(error)[:300]
+        if address or not tries_left:
+            environment.forget_cluster()
         if address:
-            raise ResourceError(f"{ADDRESS}={address}: this cluster cannot be joined ({said})") from None
-        raise ResourceError(
-            f"Ray did not start within {patience:.0f} s (load {os.getloadavg()[0]:.0f} on {os.cpu_count()} "
-            f"processors): {said}; {AGAIN}, when the machine is less loaded"
-        ) from None
+            raise ResourceError(f"{ADDRESS}={address}: this cluster cannot be joined ({said})")
+    raise ResourceError(
+        f"Ray did not start within {patience:.0f} s, tried {_STARTS} times (load {os.getloadavg()[0]:.0f} on "
+        f"{os.cpu_count()} processors): {said}; {AGAIN}, when the machine is less loaded"
+    )
 
 
 def _patience() -> float:
@@ -111,11 +120,13 @@ def _patience() -> float:
 
 @contextmanager
 def _waiting_for_the_node(patience: float) -> Iterator[None]:
-    """Ray gives its processes 30 s to start. For the head that is a variable, for the node a constant in Ray's code, so
-    the function that asks for the node is replaced by one that waits."""
-    environment.let_head_start(patience)
+    """Ray gives its processes 30 s to start, and the node's agents 15 s (ray-project/ray#65983). For the head that is
+    a variable, for the node and its agents constants in Ray's code. So the function that asks for the node is replaced
+    by one that waits; and the agents get ports, since the node only waits for agents that choose theirs."""
+    environment.let_processes_start(patience)
     services: Any = ray._private.services
-    ask, deadline = services.get_node, time.monotonic() + patience
+    raylet: Any = ray._raylet
+    ask, start, deadline = services.get_node, services.start_raylet, time.monotonic() + patience
 
     def ask_again(*where: Any) -> Any:
         while True:
@@ -126,11 +137,19 @@ def _waiting_for_the_node(patience: float) -> Iterator[None]:
                     raise
                 time.sleep(0.5)
 
-    services.get_node = ask_again
+    def start_with_ports(*arguments: Any, **named: Any) -> Any:
+        ports = dict(zip(_AGENTS_PORTS, _free_ports(len(_AGENTS_PORTS)), strict=True))
+        node = inspect.signature(start).bind(*arguments, **named).arguments
+        # Only the agent is told this one by an argument, the node by a file.
+        name = raylet.DASHBOARD_AGENT_LISTEN_PORT_NAME
+        raylet.persist_port(node["session_dir"], node["node_id"], name, ports[name])
+        return start(*arguments, **named | ports)
+
+    services.get_node, services.start_raylet = ask_again, start_with_ports
     try:
         yield
     finally:
-        services.get_node = ask
+        services.get_node, services.start_raylet = ask, start
 
 
 @contextmanager
@@ -221,10 +240,13 @@ def _head_answers() -> Callable[[], bool]:
     return answers
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _free_ports(count: int) -> list[int]:
+    """Different ones, which nobody listens at now."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def check_state_api() -> None:
