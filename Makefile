@@ -47,9 +47,11 @@ test: lint
 test-without-avx512: $(DEV_STAMP)
 	$(WITHOUT_AVX512) $(BIN)/python -m pytest -m 'not slow' -n 2 --dist worksteal $(NUMERICAL)
 
-# Two at a time: a job is waiting for processes to start for much of its time.
+# Two files at a time: a job is waiting for processes to start for much of its time. The longest come first, so that
+# both end at the same time.
+LONGEST := $(addprefix tests/test_,search_jobs.py jobs.py nodes.py method_jobs.py fault_jobs.py campaign.py data_jobs.py)
 test-slow: $(DEV_STAMP)
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder $(LONGEST) tests
 
 clean:
 	rm -rf $(VENV) runs
