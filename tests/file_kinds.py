@@ -325,7 +325,7 @@ KINDS = (
         "results part",
         write_part,
         lambda f: results.read(f / "results").to_pylist(),
-        ("prunnet.results.table:write_part",),
+        ("prunnet.results.table:_write_part",),
     ),
     Kind(
         "packed results",

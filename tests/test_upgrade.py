@@ -195,7 +195,7 @@ def test_a_sweep_searches_the_old_gallery_as_the_old_network_wrote_it(tmp_path: 
         if statistics is not None:
             cut.set_statistics(statistics.tensors, "images")
         assert np.allclose(files[name].queries, embed(cut, split.queries), atol=1e-5), name
-    assert files["half"].identity.calibration == "images"
+    assert files["half"].identity["calibration"] == "images"
 
 
 def test_a_recipe_knows_an_old_network_by_its_weights_not_its_place(tmp_path: Path) -> None:
