@@ -70,6 +70,9 @@ def show_data(config: DataConfig, console: Console, *, decode: bool) -> int:
     Returns the exit code: 1 where `decode` finds an image that cannot be decoded.
     """
     listing = datasets.whole(config)
+    described = datasets.DATASETS[config.name]
+    keys = f"; keys of its own: {', '.join(f'data.{key}' for key in described.options)}" if described.options else ""
+    console.print(f"{config.name}: {described.about}{keys}")
     lines = []
     for what, count in listing.counts().items():
         expected = listing.expected.get(what)

@@ -23,8 +23,8 @@ from prunnet.export.embedding_sets import query as answers_to
 from prunnet.export.formats import Exported, identity, open_export
 from prunnet.export.formats import export as write
 from prunnet.export.progressive import MAGIC, Nested, ends
-from prunnet.export.progressive import read_header as read_progressive
 from prunnet.networks.files import NETWORK
+from prunnet.networks.headers import Identity
 from prunnet.results.table import read, row_of
 from prunnet.storage.atomic import put_in_place
 from prunnet.storage.paths import local
@@ -52,7 +52,7 @@ class Chosen:
     """The test of its sweep, and the subnetwork whose gallery is searched; None: a saved subnetwork, without its
     run."""
 
-    def identity(self, precision: str = "fp32") -> dict[str, Any]:
+    def identity(self, precision: str = "fp32") -> Identity:
         """Of its embeddings."""
         return identity(self.subnetwork, self.preprocessing, self.matches, precision)
 
@@ -172,7 +172,7 @@ def embed(
     """Embeds a folder of images."""
     console = Console()
     embedder, said = _opened(model, capacity, row, trust_code, overrides)
-    preprocessing = Preprocessing.from_json(said["preprocessing"])
+    preprocessing = Preprocessing.from_json(said.preprocessing)
     made, left_out = embed_folder(
         embedder,
         images,
@@ -190,7 +190,7 @@ def embed(
 
 def _opened(
     model: Path, capacity: float | None, row: str | None, trust_code: bool, overrides: Sequence[str]
-) -> tuple[Embedder, dict[str, Any]]:
+) -> tuple[Embedder, Identity]:
     """Whatever can embed, and its identity."""
     if model.is_dir() or _kind(model) in (SAVED, NETWORK):
         if capacity is None and row is None and _kind(model) != SAVED:
@@ -202,11 +202,10 @@ def _opened(
     start = local(model).open("rb").read(len(MAGIC)) if model.is_file() else b""
     if start == MAGIC:
         content = local(model).read_bytes()
-        nested = Nested.read(content, str(model))[0]
-        header, _ = read_progressive(content, str(model))
+        nested, header = Nested.read(content, str(model))
         cut = nested.at(nested.capacities[-1] if capacity is None else capacity)
         own = {"capacity": cut.capacity, "mask_sha": cut.mask_sha, "calibration": cut.calibration}
-        return cut, {**header["identity"], **own}
+        return cut, Identity.model_validate(header["identity"]).model_copy(update=own)
     if capacity is not None:
         raise ConfigError(f"--capacity is for progressive files, networks and runs; {str(model)!r} is an export")
     exported = open_export(model, trust_code=trust_code)

@@ -28,6 +28,7 @@ from prunnet.export.embedding_sets import EmbeddingSet
 from prunnet.export.formats import export, identity, open_export
 from prunnet.export.progressive import Nested
 from prunnet.networks.files import load_network, load_training, save_network, save_training
+from prunnet.networks.headers import Identity
 from prunnet.storage.seal import write_yaml
 from prunnet.storage.tensor_files import read_header
 from prunnet.subnetworks.subnet import Subnetwork, subnetwork
@@ -134,7 +135,7 @@ def read_subnetwork(folder: Path) -> Any:
 def write_embeddings(folder: Path) -> Path:
     rows = np.eye(3, 4, dtype=np.float32)
     said = {"weights_sha": "w", "matches": [], "embedding_dim": 4, "preprocessing": PREPROCESSING.to_json()}
-    return EmbeddingSet(rows, ("a/ä.png", "b.png", "c.png"), "images", said).save(folder)
+    return EmbeddingSet(rows, ("a/ä.png", "b.png", "c.png"), "images", Identity.model_validate(said)).save(folder)
 
 
 def read_embeddings(folder: Path) -> Any:
@@ -307,10 +308,10 @@ KINDS = (
             f"export {suffix}",
             functools.partial(write_export, suffix=suffix),
             functools.partial(read_export, suffix=suffix),
-            (f"prunnet.export.formats:{writer}",),
+            (f"prunnet.export.formats.{module}:write",),
             flips=30,
         )
-        for suffix, writer in ((".safetensors", "_write_sparse"), (".onnx", "_write_onnx"), (".pt2", "_write_program"))
+        for suffix, module in ((".safetensors", "sparse"), (".onnx", "onnx"), (".pt2", "torch_program"))
     ),
     Kind(
         "progressive",
@@ -324,7 +325,7 @@ KINDS = (
         "results part",
         write_part,
         lambda f: results.read(f / "results").to_pylist(),
-        ("prunnet.results.table:write_part",),
+        ("prunnet.results.table:_write_part",),
     ),
     Kind(
         "packed results",

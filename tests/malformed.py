@@ -74,8 +74,8 @@ def cut_off_the_work(patch: pytest.MonkeyPatch) -> None:
     patch.setenv("HOME", os.getcwd())
     patch.setattr("socket.socket.connect", refuse)
     patch.setattr("socket.getaddrinfo", refuse)
-    for name in data.RENDERED:
-        patch.setitem(data.RENDERED, name, stop)
+    for name in ("glyphs", "colour_glyphs"):
+        patch.setattr(f"prunnet.data.datasets.{name}.rendered", stop)
     patch.setattr(plots, "rendered", lambda figure, *formats: (plots.plt.close(figure), dict.fromkeys(formats, b""))[1])
 
 

@@ -33,10 +33,18 @@ def test_it_prints_counts_protocol_and_differences_of_every_layout(tmp_path: Pat
     listing = data.whole(DataConfig(name=name, root=str(root)))
     for what, count in listing.counts().items():
         assert any(line.split()[:-1] == [*what.split(), f"{count:,}"] for line in said.splitlines()), what
+    assert said.startswith(f"{name}: {data.DATASETS[name].about}")
     for split, test in listing.splits.items():
         assert f"{split}: protocol {test.protocol}" in said
     for note in listing.notes:
         assert f"note: {note}" in said
+
+
+def test_what_data_sets_say_of_themselves_is_true_of_recipes() -> None:
+    for name, described in data.DATASETS.items():
+        assert described.about, name
+        assert set(described.options) <= set(DataConfig.model_fields), name
+    assert data.DATASETS["inshop"].options == ("boxes",)
 
 
 def lose_list(root: Path) -> None:

@@ -22,8 +22,9 @@ from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError, DataError
 from prunnet.experiments.stages import train_here
 from prunnet.export.embedding_sets import Answer, EmbeddingSet, check_same_space, embed_folder, query, write_csv
-from prunnet.export.formats import Exported, export, identity, load_sparse, open_export
+from prunnet.export.formats import FORMATS, Exported, export, identity, load_sparse, open_export
 from prunnet.export.progressive import Nested, ends
+from prunnet.networks.headers import Identity
 from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.subnetworks.batchnorm import calibration_loader
 from prunnet.subnetworks.subnet import Subnetwork, subnetwork
@@ -31,7 +32,7 @@ from sweeps.cli import app
 from tests.conftest import image_folder, tiny_net
 
 PREPROCESSING = Preprocessing(16, 16, 1, False, (0.5,), (0.5,))
-FORMATS = (".safetensors", ".onnx", ".pt2")
+SUFFIXES = tuple(FORMATS)
 CAPACITIES = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
@@ -56,7 +57,7 @@ def sent(cut: Subnetwork, path: Path, precision: str = "fp32") -> Exported:
 # --- one subnetwork ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_an_export_gives_the_features_of_its_subnetwork_at_any_batch_size(
     suffix: str, net: RetrievalNet, tmp_path: Path
 ) -> None:
@@ -68,19 +69,19 @@ def test_an_export_gives_the_features_of_its_subnetwork_at_any_batch_size(
         assert torch.allclose(found, cut.embed(images(count)), atol=1e-4), count
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_it_carries_its_identity(suffix: str, net: RetrievalNet, tmp_path: Path) -> None:
     cut = cut_of(net, 0.4)
     said = sent(cut, tmp_path / f"edge{suffix}").identity
-    assert (said["weights_sha"], said["mask_sha"], said["calibration"]) == (
+    assert (said.weights_sha, said.mask_sha, said.calibration) == (
         cut.weights_sha,
         cut.mask_sha,
         cut.calibration,
     )
-    assert said["capacity"] == 0.4
-    assert said["capacity_unit"] == ("macs" if net.granularity == "channel" else "weights")
-    assert said["embedding_dim"] == 16
-    assert Preprocessing.from_json(said["preprocessing"]) == PREPROCESSING
+    assert said.capacity == 0.4
+    assert said.capacity_unit == ("macs" if net.granularity == "channel" else "weights")
+    assert said.embedding_dim == 16
+    assert Preprocessing.from_json(said.preprocessing) == PREPROCESSING
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_lower_precision_is_smaller_and_near(suffix: str, precision: str, near: 
     exact, less = (sent(cut, tmp_path / f"{name}{suffix}", name) for name in ("fp32", precision))
     cosine = (exact.embed(images()) * less.embed(images())).sum(1)
     assert float(cosine.min()) > near
-    assert less.identity["precision"] == precision
+    assert less.identity.precision == precision
     sizes = [(tmp_path / f"{name}{suffix}").stat().st_size for name in ("fp32", precision)]
     assert sizes[1] < 0.75 * sizes[0]
 
@@ -120,7 +121,7 @@ def test_the_sparse_file_opens_as_the_subnetwork_bit_for_bit(net: RetrievalNet, 
     assert loaded.mask_sha == cut.mask_sha
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_truncated_file_is_refused_by_name(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"edge{suffix}"
     sent(cut_of(tiny_net(), 0.4), path)
@@ -132,7 +133,7 @@ def test_a_truncated_file_is_refused_by_name(suffix: str, tmp_path: Path) -> Non
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_flipped_bit_is_refused_by_name(suffix: str, tmp_path: Path) -> None:
     """Anywhere in the weights, where no format would notice by itself."""
     path = tmp_path / f"edge{suffix}"
@@ -261,9 +262,9 @@ def test_what_does_not_nest_is_refused() -> None:
 # --- embeddings and retrieval ---------------------------------------------------------------------------------------
 
 
-def said(weights: str = "a" * 64, **more: Any) -> dict[str, Any]:
+def said(weights: str = "a" * 64, **more: Any) -> Identity:
     known = {"weights_sha": weights, "matches": [], "embedding_dim": 16, "preprocessing": PREPROCESSING.to_json()}
-    return {**known, **more}
+    return Identity.model_validate({**known, **more})
 
 
 def test_spaces_compare_where_one_network_or_a_match_made_both() -> None:
@@ -390,7 +391,7 @@ def test_a_progressive_file_from_the_command_line(run: Path, tmp_path: Path) -> 
     part = tmp_path / "first.prunnet"
     part.write_bytes((tmp_path / "all.prunnet").read_bytes()[: ends(tmp_path / "all.prunnet")[0.2]])
     ask("embed", part, run / "images", "--out", tmp_path / "q")
-    assert EmbeddingSet.load(tmp_path / "q").identity["capacity"] == 0.2
+    assert EmbeddingSet.load(tmp_path / "q").identity.capacity == 0.2
     ask("embed", tmp_path / "all.prunnet", run / "images", "--capacity", 1.0, "--out", tmp_path / "g")
     assert "rank" in ask("query", tmp_path / "q", tmp_path / "g", "--top", 1)
 

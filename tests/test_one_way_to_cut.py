@@ -130,8 +130,8 @@ def test_the_export_of_a_row_has_the_features_that_were_tested(made: Swept, tmp_
     exported = open_export(tmp_path / "edge.safetensors")
     queries, _ = embed_test(exported, made.dataset.split("test"), 6)
     assert np.allclose(queries, made.stored(row).queries, atol=1e-6)
-    assert exported.identity["mask_sha"] == made.stored(row).identity["mask_sha"]
-    assert exported.identity["calibration"] == made.stored(row).identity["calibration"]
+    assert exported.identity.mask_sha == made.stored(row).identity["mask_sha"]
+    assert exported.identity.calibration == made.stored(row).identity["calibration"]
     # The uniform subnetwork with the defaults of a recipe, as it was exported once, is another one.
     plain = subnetwork(made.networks.largest.net, row["query_capacity"]).calibrate(
         calibration_loader(made.dataset.train)
@@ -247,8 +247,8 @@ def test_saved_subnetworks_and_networks_are_embedded_and_exported(uniform: Swept
         ask("embed", model, images, "--out", tmp_path / name)
     sets = {name: EmbeddingSet.load(tmp_path / name) for name in models}
     assert np.allclose(sets["saved"].embeddings, sets["exported"].embeddings, atol=1e-4)
-    assert sets["network"].identity["capacity"] == 1.0
-    assert sets["saved"].identity["mask_sha"] == sets["exported"].identity["mask_sha"]
+    assert sets["network"].identity.capacity == 1.0
+    assert sets["saved"].identity.mask_sha == sets["exported"].identity.mask_sha
     assert "rank" in ask("query", tmp_path / "saved", tmp_path / "network", "--top", 1).stdout
     assert "takes neither --capacity nor --row" in refused(
         "export", saved, "--capacity", 0.3, "--to", tmp_path / "y.onnx"

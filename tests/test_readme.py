@@ -112,8 +112,8 @@ def test_every_recipe_line_of_the_data_sets_is_valid(line: str) -> None:
     words = shlex.split(line.strip("` "))
     assert set(words[::2]) == {"--set"}
     recipe = load_recipe(REPOSITORY / "sweeps/recipes/photographs.yaml", words[1::2])
-    assert recipe.data.name in data.READERS
-    assert recipe.sweep.dataset is None or recipe.sweep.dataset in data.READERS
+    assert isinstance(data.DATASETS[recipe.data.name], data.Reader)
+    assert recipe.sweep.dataset is None or isinstance(data.DATASETS[recipe.sweep.dataset], data.Reader)
 
 
 def test_the_ablation_and_its_page_are_what_the_documents_say() -> None:

@@ -14,6 +14,9 @@ import pytest
 
 from prunnet import best_under, results
 from prunnet.errors import ConfigError, ResultsError
+from prunnet.results import columns, table
+from prunnet.storage.hashing import of_json
+from tests.conftest import REPOSITORY
 
 
 def row(key: str, **columns: object) -> dict[str, object]:
@@ -151,3 +154,65 @@ def test_parts_of_before_a_column_was_added_have_nulls_in_it(tmp_path: Path) -> 
     pq.write_table(older.drop_columns(["map"]), tmp_path / "part-foreign.parquet")
     with pytest.raises(ResultsError, match="another schema"):
         results.read(tmp_path)
+
+
+# --- columns ------------------------------------------------------------------------------------------------------
+
+
+def test_the_schema_is_the_one_that_parts_were_written_with() -> None:
+    said = of_json([[field.name, str(field.type)] for field in results.SCHEMA])
+    assert said == "3eeda80ba75222ac765b764fdbf7bef7f39f3fc4bcf16d3b0176f2e23ce59fe6"
+    assert results.METRICS[:1] == ("map",)
+    assert {"train_seconds", "device", "git_commit"} < results.MEASURED < set(results.SCHEMA.names)
+
+
+def test_the_page_of_columns_is_what_the_list_of_columns_says() -> None:
+    page = (REPOSITORY / "docs" / "COLUMNS.md").read_text(encoding="utf-8")
+    assert columns.markdown() in page
+    assert all(f"| {kind} | {meaning} |" in page for kind, meaning in columns.KINDS.items())
+
+
+def part_of_a_package(folder: Path, key: str, kind: str | None, values: pa.Array, name: str = "margin") -> None:
+    """A part with a column that no package of this environment brings; `kind`: what the package wrote beside it."""
+    said = None if kind is None else {"prunnet.kind": kind}
+    field = pa.field(name, values.type, metadata=said)
+    folder.mkdir(exist_ok=True)
+    table._write(results.as_table([row(key)]).append_column(field, values), folder / f"part-{key}.parquet")
+
+
+def test_columns_of_packages_that_are_not_installed_are_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    results.write_part(folder, [row("plain", map=0.5)])
+    part_of_a_package(folder, "theirs", "metric", pa.array([0.25]))
+    part_of_a_package(folder, "timed", "measured", pa.array([3]), name="joules")
+    found = results.read(folder)
+    assert found.schema.names == [*results.SCHEMA.names, "margin", "joules"]
+    assert dict(zip(found["unit_key"].to_pylist(), found["margin"].to_pylist(), strict=True)) == {
+        "plain": None,
+        "theirs": 0.25,
+        "timed": None,
+    }
+    kept = results.deterministic(found).schema.names
+    assert "margin" in kept
+    assert "joules" not in kept
+    results.pack(folder, tmp_path / "table.parquet")
+    assert results.unpack(tmp_path / "table.parquet", tmp_path / "again") == 3
+    again = results.read(tmp_path / "again").sort_by("unit_key").select(found.schema.names)
+    assert again.equals(found.sort_by("unit_key"))
+
+
+def test_columns_of_unknown_origin_are_refused(tmp_path: Path) -> None:
+    part_of_a_package(tmp_path / "unsaid", "a", None, pa.array([0.25]))
+    part_of_a_package(tmp_path / "odd type", "a", "metric", pa.array([[0.25]]))
+    for name in ("unsaid", "odd type"):
+        with pytest.raises(ResultsError, match="another schema"):
+            results.read(tmp_path / name)
+    part_of_a_package(tmp_path / "two types", "a", "metric", pa.array([0.25]))
+    part_of_a_package(tmp_path / "two types", "b", "metric", pa.array(["x"]))
+    with pytest.raises(ResultsError, match="a package's column in several types"):
+        results.read(tmp_path / "two types")
+
+
+def test_a_column_of_no_known_type_or_kind_is_refused() -> None:
+    with pytest.raises(ConfigError, match="valid: str, int or float; identity, metric, result, cost, measured"):
+        results.Column("margin", list, "metric", "of each query")

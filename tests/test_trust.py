@@ -160,11 +160,8 @@ RUNS = re.compile(
 )
 PLACES = {
     "prunnet/data/datasets/pickles.py": {"pickle.Unpickler"},  # a subclass that refuses every name but those of data
-    "prunnet/export/formats.py": {
-        "torch.export.load",
-        "onnx.load",
-        "__import__",
-    },  # the first only where its maker is trusted
+    "prunnet/export/formats/onnx.py": {"onnx.load", "__import__"},
+    "prunnet/export/formats/torch_program.py": {"torch.export.load"},  # only where its maker is trusted
     "prunnet/export/latency.py": {"torch.load"},  # in a text: a process that is fed with a file of a moment ago
 }
 

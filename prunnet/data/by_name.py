@@ -1,54 +1,46 @@
 """Data sets by name, one file each.
 
 A data set is read as a `Listing` (its lists, nothing opened), then made into a `Dataset` (images to train on, tests).
-Rendered data sets have no files and are made directly.
+Rendered data sets have no files and are made directly. The file of a data set says which of the two it is
+(`prunnet.data.description`).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 
 from prunnet import storage
 from prunnet.config.recipe import DataConfig, Recipe
 from prunnet.data import holdout, listing, packed
 from prunnet.data.base import Dataset, ImageSet, MemoryImages, RetrievalTest, some_classes
-from prunnet.data.datasets import (
-    cifar100,
-    colour_glyphs,
-    cub200,
-    gldv2,
-    glyphs,
-    imagefolder,
-    inshop,
-    market1501,
-    omniglot,
-    revisited,
-    sop,
-    veri776,
-)
+from prunnet.data.description import Described, Reader, Rendered
 from prunnet.data.listing import Listing
 from prunnet.data.transforms import Augmentation, Preprocessing
 from prunnet.errors import DataError, DataWarning, unknown
+from prunnet.registry import Registry
 
-READERS: dict[str, Callable[[DataConfig], Listing]] = {
-    "cifar100": cifar100.read,
-    "cub200": cub200.read,
-    "gldv2": gldv2.read,
-    "imagefolder": imagefolder.read,
-    "inshop": inshop.read,
-    "market1501": market1501.read,
-    "omniglot": omniglot.read,
-    **revisited.READERS,
-    "sop": sop.read,
-    "veri776": veri776.read,
-}
-RENDERED: dict[str, Callable[[DataConfig], Dataset]] = {
-    "colour_glyphs": colour_glyphs.load,
-    "glyphs": glyphs.load,
-}
-DATASETS = (*READERS, *RENDERED)
+DATASETS: Registry[Described] = Registry(
+    "data.name",
+    "prunnet.datasets",
+    {
+        "cifar100": "prunnet.data.datasets.cifar100:DATASET",
+        "cub200": "prunnet.data.datasets.cub200:DATASET",
+        "gldv2": "prunnet.data.datasets.gldv2:DATASET",
+        "imagefolder": "prunnet.data.datasets.imagefolder:DATASET",
+        "inshop": "prunnet.data.datasets.inshop:DATASET",
+        "market1501": "prunnet.data.datasets.market1501:DATASET",
+        "omniglot": "prunnet.data.datasets.omniglot:DATASET",
+        "roxford5k": "prunnet.data.datasets.revisited:ROXFORD5K",
+        "rparis6k": "prunnet.data.datasets.revisited:RPARIS6K",
+        "sop": "prunnet.data.datasets.sop:DATASET",
+        "veri776": "prunnet.data.datasets.veri776:DATASET",
+        "colour_glyphs": "prunnet.data.datasets.colour_glyphs:DATASET",
+        "glyphs": "prunnet.data.datasets.glyphs:DATASET",
+    },
+    Described,
+)
+"""Imported when they are asked for."""
 
 __all__ = [
     "DATASETS",
@@ -79,10 +71,10 @@ def whole(config: DataConfig) -> Listing:
     Raises:
         DataError: an unknown name, missing or broken lists, no image at all.
     """
-    if config.name in RENDERED:
-        raise DataError(f"{config.name} is rendered; it has no files; valid: {', '.join(READERS)}")
-    if config.name not in READERS:
-        raise DataError(unknown("data.name", config.name, DATASETS))
+    described = _described(config.name)
+    if not isinstance(described, Reader):
+        readers = ", ".join(name for name, each in DATASETS.items() if isinstance(each, Reader))
+        raise DataError(f"{config.name} is rendered; it has no files; valid: {readers}")
     if config.root and storage.is_url(config.root):
         config = config.model_copy(update={"root": _copied(config.root)})
     if config.root and packed.is_store(config.root):
@@ -90,10 +82,16 @@ def whole(config: DataConfig) -> Listing:
         if found.name != config.name:
             raise DataError(f"data.root={config.root!r} is a packed store of {found.name!r}, not {config.name!r}")
     else:
-        found = READERS[config.name](config)
+        found = described.read(config)
         listing.check(found)
         found = replace(found, notes=(*found.notes, *found.differences()))
     return listing.present(found)
+
+
+def _described(name: str) -> Described:
+    if name not in DATASETS:
+        raise DataError(unknown("data.name", name, DATASETS))
+    return DATASETS[name]
 
 
 def _copied(url: str) -> str:
@@ -114,8 +112,9 @@ def validated(found: Listing, config: DataConfig) -> Listing:
 
 def load(config: DataConfig) -> Dataset:
     """The data set that a recipe names; DataError for an unknown name or data that cannot serve."""
-    if config.name in RENDERED:
-        dataset = RENDERED[config.name](config)
+    described = _described(config.name)
+    if isinstance(described, Rendered):
+        dataset = described.load(config)
     else:
         dataset = listing.dataset(read(config), config)
         for note in dataset.notes:
@@ -137,10 +136,11 @@ def _tested_as_asked(recipe: Recipe) -> Dataset:
     elsewhere = {} if sweep.dataset is None else {"name": sweep.dataset, "root": sweep.root}
     config = recipe.data.model_copy(update=elsewhere)
     seen = replace(dataset.preprocessing, long_side=sweep.long_side, scales=sweep.scales)
-    if config.name in RENDERED:
+    described = _described(config.name)
+    if isinstance(described, Rendered):
         if sweep.long_side or sweep.scales != (1.0,):
             raise DataError(f"sweep.long_side and sweep.scales need images that are files, not {config.name}")
-        other = RENDERED[config.name](config)
+        other = described.load(config)
         return replace(dataset, name=other.name, test=other.test, validation=other.validation)
     found = read(config)
     tests = listing.tests(found, seen)

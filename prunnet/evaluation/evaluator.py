@@ -24,6 +24,7 @@ from prunnet.errors import CheckpointError
 from prunnet.evaluation.stored_features import StoredFeatures, load_features, make_features
 from prunnet.networks.files import CALIBRATED, Statistics, network_sha
 from prunnet.networks.switchable import build
+from prunnet.results.columns import FinishedTest, computed
 from prunnet.results.table import SCHEMA, write_part
 from prunnet.retrieval.protocol import Truth
 from prunnet.storage.hashing import canonical_json
@@ -145,26 +146,26 @@ class Evaluator:
         rows = []
         for gallery_key, identity in zip(unit.galleries, unit.rows, strict=True):
             started = time.perf_counter()
-            measured = truth.score(query.queries, self._stored(gallery_key).gallery)
+            gallery = self._stored(gallery_key).gallery
+            measured = truth.score(query.queries, gallery)
             known = {name: None if value != value else value for name, value in measured.items()}
             further = {name: known.pop(name) for name in [*known] if name not in SCHEMA.names}
-            rows.append(
-                {
-                    **identity,
-                    **known,
-                    "further_json": canonical_json(further) if further else None,
-                    **cost,
-                    "embedding_dim": query.queries.shape[1],
-                    "eval_seconds": query.identity["seconds"] + time.perf_counter() - started,
-                    "threads": torch.get_num_threads(),
-                    "device": self.plan.device,
-                    "runtime": f"torch {torch.__version__}",
-                    "git_commit": self.plan.git_commit,
-                    "sweep_id": self.plan.sweep_id,
-                    **self.plan.measured.get(unit.query, {}),
-                    "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                }
-            )
+            row = {
+                **identity,
+                **known,
+                "further_json": canonical_json(further) if further else None,
+                **cost,
+                "embedding_dim": query.queries.shape[1],
+                "eval_seconds": query.identity["seconds"] + time.perf_counter() - started,
+                "threads": torch.get_num_threads(),
+                "device": self.plan.device,
+                "runtime": f"torch {torch.__version__}",
+                "git_commit": self.plan.git_commit,
+                "sweep_id": self.plan.sweep_id,
+                **self.plan.measured.get(unit.query, {}),
+                "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            }
+            rows.append({**row, **computed(FinishedTest(row, query.queries, gallery, truth))})
         write_part(self.plan.results, rows)
         return len(rows)
 

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from prunnet.data.sources.names import climbs
 from prunnet.data.sources.roots import Root, open_root
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError, DataError, DataWarning, printable
-from prunnet.networks.headers import EmbeddingsHeader, check
+from prunnet.networks.headers import EmbeddingsHeader, Identity, check
 from prunnet.redact import shown
 from prunnet.results.spreadsheet import plain_cell
 from prunnet.retrieval.exact_search import Features, search
@@ -50,13 +49,13 @@ class EmbeddingSet:
     """Paths below `root`."""
     root: str
     """The folder of the images as it was given."""
-    identity: dict[str, Any]
+    identity: Identity
     """Of the network that made them (`prunnet.export.formats.identity`)."""
 
     def save(self, folder: str | Path) -> Path:
         """Writes the set into a folder; returns the file."""
         path = place(folder) / EMBEDDINGS
-        header = {"names": list(self.names), "root": shown(self.root), "identity": self.identity}
+        header = {"names": list(self.names), "root": shown(self.root), "identity": self.identity.to_json()}
         save_tensors(path, {"embeddings": torch.from_numpy(np.array(self.embeddings))}, FORMAT, header)
         return path
 
@@ -66,19 +65,19 @@ class EmbeddingSet:
         path = place(folder)
         file = path / EMBEDDINGS if path.is_dir() else path
         tensors, header = load_tensors(file, FORMAT)
-        check(EmbeddingsHeader, header, file)
-        shape = (len(header["names"]), header["identity"]["embedding_dim"])
+        said = check(EmbeddingsHeader, header, file)
+        shape = (len(said.names), said.identity.embedding_dim)
         found = tensors.get("embeddings")
         if found is None or tuple(found.shape) != shape or found.dtype != torch.float32:
             raise CheckpointError(f"{str(file)!r} does not hold the {shape[0]} x {shape[1]} numbers that it names")
-        return cls(found.numpy(), tuple(header["names"]), header["root"], header["identity"])
+        return cls(found.numpy(), tuple(said.names), said.root, said.identity)
 
 
 def embed_folder(
     embedder: Embedder,
     images: str | Path,
     preprocessing: Preprocessing,
-    identity: dict[str, Any],
+    identity: Identity,
     *,
     batch_size: int = 64,
     skip_unreadable: bool = False,
@@ -110,19 +109,19 @@ def embed_folder(
     return EmbeddingSet(made, kept, str(images), identity), {names[row]: why for row, why in left_out.items()}
 
 
-def check_same_space(query: dict[str, Any], gallery: dict[str, Any]) -> None:
+def check_same_space(query: Identity, gallery: Identity) -> None:
     """ConfigError, with what differs, where embeddings of two identities do not compare."""
-    one, other = query["weights_sha"], gallery["weights_sha"]
-    if query["embedding_dim"] != gallery["embedding_dim"]:
-        lengths = f"{query['embedding_dim']} and {gallery['embedding_dim']}"
+    one, other = query.weights_sha, gallery.weights_sha
+    if query.embedding_dim != gallery.embedding_dim:
+        lengths = f"{query.embedding_dim} and {gallery.embedding_dim}"
         raise ConfigError(f"embeddings of length {lengths} do not compare")
-    if one != other and other not in query["matches"] and one not in gallery["matches"]:
+    if one != other and other not in query.matches and one not in gallery.matches:
         raise ConfigError(
             f"query embeddings are of network {one[:12]}, gallery embeddings of {other[:12]}; neither was trained to "
             "match the other; valid: subnetworks of one network, or of one trained with train.old set to the other"
         )
-    if one == other and query["preprocessing"] != gallery["preprocessing"]:
-        mine, theirs = query["preprocessing"], gallery["preprocessing"]
+    if one == other and query.preprocessing != gallery.preprocessing:
+        mine, theirs = query.preprocessing, gallery.preprocessing
         differs = sorted(key for key in {*mine, *theirs} if mine.get(key) != theirs.get(key))
         raise ConfigError(f"one network, but its images were made differently: {', '.join(differs)}")
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from prunnet.errors import CheckpointError, ConfigError
 from prunnet.networks.files import described_net
-from prunnet.networks.headers import ProgressiveHeader, check, reading
+from prunnet.networks.headers import Identity, ProgressiveHeader, check, reading
 from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.pruning import prunable
 from prunnet.storage.atomic import put_in_place
@@ -90,7 +90,7 @@ class Nested:
         """As `Subnetwork.embed`, at any of `capacities`."""
         return self.at(capacity).embed(images)
 
-    def save(self, path: str | Path, identity: dict[str, Any]) -> None:
+    def save(self, path: str | Path, identity: Identity) -> None:
         """Writes the progressive file. `identity`: what a reader of embeddings must know
         (`prunnet.export.formats.identity`)."""
         bodies = [self._part(place) for place in range(len(self.capacities))]
@@ -102,7 +102,7 @@ class Nested:
             "kind": "prunnet-progressive",
             "weights_sha": self.weights_sha,
             "net": self.net.spec,
-            "identity": identity,
+            "identity": identity.to_json(),
             "parts": [vars(part) for part in parts],
         }
         said = canonical_json(header).encode()

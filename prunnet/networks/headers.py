@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -83,14 +83,28 @@ class SubnetworkHeader(Header):
 
 
 class Identity(Header):
-    """What determines embeddings (`export.identity`)."""
+    """What determines embeddings (`export.identity`); every export and every set of embeddings carries it. Files of
+    before a key was added do not have it."""
 
+    model_config = ConfigDict(frozen=True)
     weights_sha: str
     matches: list[str]
+    """Hashes of the networks whose embeddings it was trained to match."""
     capacity: float | None = Field(default=None, gt=0, le=1)
+    capacity_unit: str | None = None
+    granularity: str | None = None
+    mask_sha: str | None = None
     calibration: str | None = None
+    backbone: str | None = None
+    in_chans: int | None = None
     embedding_dim: int = Field(ge=1, lt=2**31)
     preprocessing: dict[str, Any]
+    precision: str = "fp32"
+    """Of the export."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As files carry it: the keys that it was made with."""
+        return self.model_dump(exclude_unset=True)
 
 
 class ProgressivePart(Header):
@@ -119,10 +133,14 @@ class EmbeddingsHeader(Header):
     identity: Identity
 
 
-def check(kind: type[Header], header: Any, path: str | Path) -> None:
-    """CheckpointError, which names the first key that is not so, where a file's header is not of this kind."""
+Kind = TypeVar("Kind", bound=Header)
+
+
+def check(kind: type[Kind], header: Any, path: str | Path) -> Kind:
+    """A file's header, typed; CheckpointError, which names the first key that is not so, where it is not of this
+    kind."""
     try:
-        kind.model_validate(header)
+        found = kind.model_validate(header)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "all of it"
@@ -133,6 +151,7 @@ def check(kind: type[Header], header: Any, path: str | Path) -> None:
     if said.get("preprocessing") is not None:
         with reading(path):
             Preprocessing.from_json(said["preprocessing"])
+    return found
 
 
 @contextmanager

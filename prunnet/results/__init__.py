@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from prunnet.errors import ConfigError as ConfigError
     from prunnet.errors import ResultsError as ResultsError
     from prunnet.guard import guarded as guarded
+    from prunnet.results.columns import Column as Column
+    from prunnet.results.columns import FinishedTest as FinishedTest
     from prunnet.results.spreadsheet import plain_cell as plain_cell
     from prunnet.results.table import ADDED as ADDED
     from prunnet.results.table import KEY as KEY
@@ -45,6 +47,7 @@ __getattr__, __dir__ = loaded_when_used(
     {
         "prunnet.errors": ["ConfigError", "ResultsError"],
         "prunnet.guard": ["guarded"],
+        "prunnet.results.columns": ["Column", "FinishedTest"],
         "prunnet.results.spreadsheet": ["plain_cell"],
         "prunnet.results.upgrade_metrics": ["p_1", "p_comp", "p_up", "update_gain"],
         "prunnet.storage.atomic": ["check_output", "write_bytes", "write_text"],

@@ -6,6 +6,7 @@ determines them (`unit_key`), a part file by the keys it holds, so a retry or a 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 
 from prunnet.errors import ConfigError, ResultsError, echo
 from prunnet.redact import shown
+from prunnet.results.columns import OWN, Column, brought
 from prunnet.storage import seal
 from prunnet.storage.atomic import put_in_place
 from prunnet.storage.hashing import METHOD_VERSION, of_json
@@ -24,44 +26,34 @@ from prunnet.storage.paths import place, read_file
 
 SCHEMA_VERSION = 2
 
-_TEXT = """
-    sweep_id trial_id status unit_key query_weights_sha gallery_weights_sha method backbone dataset split config_json
-    config_hash preprocessing_sha train_capacities capacity_sampling capacity_unit score_init allocation granularity
-    mask_source gallery_source protocol further_json projection projection_block weighting bn_calibration runtime device
-    git_commit created_at
-"""
-_WHOLE = """
-    schema_version seed epoch images_seen embedding_dim queries queries_without_positive gallery_size params_kept
-    params_total macs macs_dense_equivalent macs_dense bytes_on_disk peak_bytes threads
-"""
-_REAL = """
-    weighting_exponent query_capacity gallery_capacity map map_easy map_medium map_hard map_at_100 recall_at_1
-    recall_at_5 recall_at_10 latency_ms_b1 latency_ms_b32 latency_spread_ms train_seconds eval_seconds
-"""
-_MEASURED = """
-    train_seconds eval_seconds latency_ms_b1 latency_ms_b32 latency_spread_ms peak_bytes created_at git_commit
-    sweep_id device runtime threads
-"""
-SCHEMA = pa.schema(
-    [pa.field(n, pa.string()) for n in _TEXT.split()]
-    + [pa.field(n, pa.int64()) for n in _WHOLE.split()]
-    + [pa.field(n, pa.float64()) for n in _REAL.split()]
-)
+_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+SCHEMA = pa.schema([(column.name, _TYPES[column.type]) for column in OWN])
+"""prunnet's own columns; `schema` has those of installed packages, too."""
 _LEFT_BY_DESKTOPS = frozenset({"Thumbs.db", "desktop.ini", "__MACOSX", "Icon\r"})
-ADDED = frozenset({"protocol", "further_json"})
+ADDED = frozenset(column.name for column in OWN if column.added)
 """Columns that version 2 did not have from the start; null in older parts."""
-MEASURED = frozenset(_MEASURED.split())
+MEASURED = frozenset(column.name for column in OWN if column.kind == "measured")
 """Measured and provenance columns: all others are deterministic, and "equal" means equal in those."""
-METRICS = (
-    "map",
-    "map_easy",
-    "map_medium",
-    "map_hard",
-    "map_at_100",
-    "recall_at_1",
-    "recall_at_5",
-    "recall_at_10",
-)
+METRICS = tuple(column.name for column in OWN if column.kind == "metric")
+_KIND = b"prunnet.kind"
+"""What a field says of a package's column beside its type: a part is read, and its columns are kept, where the package
+is not installed."""
+
+
+@functools.cache
+def schema() -> pa.Schema:
+    """The columns of a part: ours, then those of installed packages."""
+    return pa.schema([*SCHEMA, *map(_field, brought())])
+
+
+def _field(column: Column) -> pa.Field:
+    return pa.field(column.name, _TYPES[column.type], metadata={_KIND: column.kind, "prunnet.meaning": column.meaning})
+
+
+def _kind_brought(field: pa.Field) -> str | None:
+    """The kind of a package's column; None: no package that prunnet knows of wrote it."""
+    known = field.type in _TYPES.values() and field.name not in SCHEMA.names
+    return (field.metadata or {}).get(_KIND, b"").decode() or None if known else None
 
 
 def ranked_by(protocol: str | None) -> Literal["map", "map_at_100"]:
@@ -86,8 +78,10 @@ def write_part(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
     Raises ResultsError for a row without a `unit_key` or with an unknown column.
     """
-    folder = place(folder)
-    table = as_table(rows)
+    return _write_part(place(folder), as_table(rows))
+
+
+def _write_part(folder: Path, table: pa.Table) -> Path:
     path = folder / f"part-{of_json(sorted(table['unit_key'].to_pylist()))[:32]}.parquet"
     if path.exists():
         return path
@@ -100,28 +94,34 @@ def write_part(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 def as_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Rows as a table of the schema; absent values are null."""
+    wanted = schema()
     for row in rows:
         if not row.get("unit_key"):
             raise ResultsError("a results row needs a unit_key")
-        if foreign := set(row) - set(SCHEMA.names):
+        if foreign := set(row) - set(wanted.names):
             raise ResultsError(
-                f"results row with unknown columns {sorted(foreign)}; the schema is in prunnet/results/table.py"
+                f"results row with unknown columns {sorted(foreign)}; the schema is in prunnet/results/columns.py"
             )
-    complete = [{name: row.get(name) for name in SCHEMA.names} | {"schema_version": SCHEMA_VERSION} for row in rows]
-    return pa.Table.from_pylist(complete, schema=SCHEMA)
+    complete = [{name: row.get(name) for name in wanted.names} | {"schema_version": SCHEMA_VERSION} for row in rows]
+    return pa.Table.from_pylist(complete, schema=wanted)
 
 
 def read(folder: str | Path, each: Callable[[pa.Table], pa.Table] | None = None) -> pa.Table:
     """All rows of a results folder, one a key, in the order of their keys' parts.
 
-    `each` is applied to every part when it is read, to keep memory small.
+    `each` is applied to every part when it is read, to keep memory small. Columns of packages that are not installed
+    are kept, behind those of the schema.
 
     Raises ResultsError that names a file which is torn, foreign, or of another schema. Hidden files, such as temporary
     ones of writers that died and what file managers leave (.DS_Store), are not read.
     """
     each = each or (lambda table: table)
-    whole = pa.concat_tables([each(SCHEMA.empty_table()), *map(each, _parts(place(folder)))])
-    return _one_row_a_key(whole)
+    parts = [each(schema().empty_table()), *map(each, _parts(place(folder)))]
+    try:
+        return _one_row_a_key(pa.concat_tables(parts, promote_options="default"))
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        reason = shown(" ".join(str(error).split()))[:120]
+        raise ResultsError(f"parts in {str(folder)!r} have a package's column in several types ({reason})") from None
 
 
 def trial_folder(folder: str | Path, trial: str) -> Path:
@@ -164,16 +164,29 @@ def _read_part(path: Path) -> pa.Table:
         raise ResultsError(
             f"torn part {path.name!r} in {str(path.parent)!r}: {reason}; remove it and run again"
         ) from None
-    missing = [field for field in SCHEMA if field.name not in table.schema.names]
-    if missing and {field.name for field in missing} <= ADDED:
-        for field in missing:
-            table = table.append_column(field, pa.nulls(len(table), field.type))
-        table = table.select(SCHEMA.names).cast(SCHEMA)
-    if table.schema != SCHEMA:
+    found = _as_wanted(table)
+    if found is None:
         raise ResultsError(
             f"part {path.name!r} in {str(path.parent)!r} has another schema than version {SCHEMA_VERSION}"
         )
-    return table
+    return found
+
+
+def _as_wanted(table: pa.Table) -> pa.Table | None:
+    """A part with the columns of the schema, nulls in those that came after it, and behind them those of packages that
+    are not installed; None for a part of another schema."""
+    wanted, names = schema(), set(table.schema.names)
+    further = sorted((field for field in table.schema if field.name not in wanted.names), key=lambda field: field.name)
+    missing = [field for field in wanted if field.name not in names]
+    may_be_missing = ADDED | {column.name for column in brought()}
+    if len(names) < table.num_columns or not all(map(_kind_brought, further)):
+        return None
+    if not {field.name for field in missing} <= may_be_missing:
+        return None
+    for field in missing:
+        table = table.append_column(field, pa.nulls(len(table), field.type))
+    table = table.select([*wanted.names, *(field.name for field in further)])
+    return table if table.schema == pa.schema([*wanted, *further]) else None
 
 
 def check_tests(table: pa.Table, where: str | Path) -> None:
@@ -182,7 +195,7 @@ def check_tests(table: pa.Table, where: str | Path) -> None:
     for name in ("query_capacity", "gallery_capacity"):
         if table[name].null_count or pc.any(pc.is_nan(table[name])).as_py():
             raise ResultsError(f"{str(where)!r} has rows without {name}: they are of no test")
-    for name in _REAL.split():
+    for name in (field.name for field in table.schema if field.type == pa.float64()):
         if pc.any(pc.is_inf(table[name])).as_py():
             raise ResultsError(f"{str(where)!r} has rows in which {name} is infinite")
     for text in pc.unique(table["train_capacities"]).to_pylist():
@@ -212,11 +225,11 @@ def pack(folder: str | Path, path: str | Path) -> int:
 
 def unpack(path: str | Path, folder: str | Path) -> int:
     """Adds the rows of a packed file to a results folder, those that are not there yet; returns how many it added."""
-    known = finished_keys(folder)
-    rows = [row for row in read_packed(path).to_pylist() if row["unit_key"] not in known]
-    if rows:
-        write_part(folder, rows)
-    return len(rows)
+    known, packed = finished_keys(folder), read_packed(path)
+    new = [at for at, key in enumerate(packed["unit_key"].to_pylist()) if key not in known]
+    if new:
+        _write_part(place(folder), packed.take(pa.array(new)))
+    return len(new)
 
 
 def read_packed(path: str | Path) -> pa.Table:
@@ -260,7 +273,7 @@ def row_of(table: pa.Table, key: str) -> dict[str, Any]:
 
 def deterministic(table: pa.Table) -> pa.Table:
     """The columns in which two runs of the same recipe agree, sorted by key."""
-    kept = [name for name in table.schema.names if name not in MEASURED]
+    kept = [field.name for field in table.schema if field.name not in MEASURED and _kind_brought(field) != "measured"]
     return table.select(kept).sort_by("unit_key")
 
 
@@ -290,8 +303,9 @@ def best_under(
     if not isinstance(results, pa.Table) and not place(results).is_dir():
         raise ConfigError(f"{str(results)!r} is no folder of results; valid: such as runs/demo/results")
     table = results if isinstance(results, pa.Table) else read(results)
-    if metric not in METRICS:
-        raise ConfigError(f"metric {metric!r}; valid: {', '.join(METRICS)}")
+    metrics = (*METRICS, *(column.name for column in brought() if column.kind == "metric" and column.type is not str))
+    if metric not in metrics:
+        raise ConfigError(f"metric {metric!r}; valid: {', '.join(metrics)}")
     limits = {"macs": macs, "bytes_on_disk": bytes_on_disk, "latency_ms_b1": latency_ms}
     rows = [r for r in table.to_pylist() if r["status"] == "complete" and _number(r[metric])]
     rows = [r for r in rows if r["gallery_source"] != "old"]

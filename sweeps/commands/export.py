@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from prunnet.config import load_recipe
-from prunnet.config.choices import EMBEDDINGS, PRECISIONS, check_capacity, check_format
+from prunnet.config.choices import EMBEDDINGS, PRECISIONS, check_capacity
 from prunnet.errors import ConfigError, echo
+from prunnet.export.formats import check_format
 from prunnet.storage.atomic import check_output
 
 
@@ -32,8 +33,6 @@ def export(
     asked = sum(value is not None for value in (capacity, row, progressive))
     if asked > 1 or (asked == 0 and run.suffix != ".safetensors"):  # such a file may be one saved subnetwork
         raise ConfigError("one of --capacity, --row and --progressive is needed, such as --capacity 0.4")
-    if precision not in PRECISIONS:
-        raise ConfigError(f"--precision {precision!r}; valid: {', '.join(PRECISIONS)}")
     check_output(to, "--to")
     capacities = None if progressive is None else _capacities(progressive, precision)
     if progressive is None:

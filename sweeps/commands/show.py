@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from prunnet.config.choices import check_format
 from prunnet.errors import ConfigError
+from prunnet.export.formats import check_format
 from prunnet.storage.atomic import check_output
 from sweeps.printing import Console, print_json
 from sweeps.run import Run, check_number

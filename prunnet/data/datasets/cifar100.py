@@ -17,6 +17,7 @@ from prunnet.data.base import IntArray, Pixels
 from prunnet.data.datasets.download import fetched
 from prunnet.data.datasets.lists import Lists
 from prunnet.data.datasets.pickles import unpickled
+from prunnet.data.description import Reader
 from prunnet.data.listing import Listing, Part, Split
 from prunnet.data.sources.roots import open_root
 from prunnet.errors import DataError
@@ -90,3 +91,6 @@ def _field(lists: Lists, file: str, key: str) -> Any:
     if not isinstance(found, dict) or key not in found:
         raise DataError(f"{FOLDER}/{file} has no {key!r}")
     return found[key]
+
+
+DATASET = Reader("CIFAR-100: 32 px colour images of a hundred classes", read, options=("download",))

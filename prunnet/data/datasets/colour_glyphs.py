@@ -13,6 +13,7 @@ from PIL import Image
 from prunnet.config.recipe import DataConfig
 from prunnet.data.base import Dataset
 from prunnet.data.datasets.glyphs import Glyph, distorted_ink, rendered
+from prunnet.data.description import Rendered
 from prunnet.errors import DataError
 
 SIDE = 96
@@ -60,3 +61,10 @@ def _light(side: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
     rows, columns = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
     angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.25)
     return (1 + strength * (rows * np.sin(angle) + columns * np.cos(angle)))[..., None]
+
+
+DATASET = Rendered(
+    "the letters of `glyphs` in colour over textures",
+    load,
+    options=("classes", "images_per_class", "protocol", "queries_per_class"),
+)

@@ -10,6 +10,7 @@ import numpy as np
 
 from prunnet.config.recipe import DataConfig
 from prunnet.data.datasets.lists import Lists, whole_number
+from prunnet.data.description import Reader
 from prunnet.data.files import Files
 from prunnet.data.listing import Listing, Part, Split
 from prunnet.data.sources.names import below
@@ -44,3 +45,6 @@ def read(config: DataConfig) -> Listing:
     split = Split(everything.some(~seen), None, "leave_one_out", recalls=(1, 2, 4, 8))
     named = [classes[number] for number in order]
     return Listing("cub200", Files.of(root, names), named, everything.some(seen), {"test": split}, expected=EXPECTED)
+
+
+DATASET = Reader("Caltech-UCSD Birds 200-2011", read)

@@ -13,6 +13,7 @@ import numpy as np
 from prunnet.config.recipe import DataConfig
 from prunnet.data.base import label_ids
 from prunnet.data.datasets.lists import Lists
+from prunnet.data.description import Reader
 from prunnet.data.files import Files
 from prunnet.data.listing import Listing, Part, Split
 from prunnet.data.sources.names import below
@@ -87,3 +88,6 @@ def _path(folder: str, image: str, where: str) -> str:
     if len(image) < 3 or "/" in image:
         raise DataError(f"{where}: {image[:40]!r} is no image id")
     return f"{folder}{image[0]}/{image[1]}/{image[2]}/{image}.jpg"
+
+
+DATASET = Reader("Google Landmarks v2: clean training set and retrieval challenge", read)

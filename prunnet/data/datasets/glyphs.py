@@ -26,6 +26,7 @@ from PIL import Image, ImageChops, ImageFilter, ImageFont
 
 from prunnet.config.recipe import DataConfig
 from prunnet.data.base import Dataset, MemoryImages, RetrievalTest, label_ids, split_queries
+from prunnet.data.description import Rendered
 from prunnet.data.rendered import Arrays, kept
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import DataError
@@ -241,3 +242,10 @@ def classes_by_split() -> dict[str, npt.NDArray[np.str_]]:
     """Class names of the three groups of scripts, for tests and documentation."""
     groups = {"train": TRAIN_SCRIPTS, "validation": VALIDATION_SCRIPTS, "test": TEST_SCRIPTS}
     return {split: np.array([g.name for g in glyphs(wanted)]) for split, wanted in groups.items()}
+
+
+DATASET = Rendered(
+    "letters of many scripts, rendered from matplotlib's fonts",
+    load,
+    options=("classes", "images_per_class", "protocol", "queries_per_class"),
+)

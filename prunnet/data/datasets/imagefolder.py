@@ -11,6 +11,7 @@ import numpy as np
 
 from prunnet.config.recipe import DataConfig
 from prunnet.data.base import label_ids
+from prunnet.data.description import Reader
 from prunnet.data.files import Files
 from prunnet.data.listing import Listing, Part
 from prunnet.data.sources.decode import suffixes
@@ -38,3 +39,10 @@ def read(config: DataConfig) -> Listing:
     labels, classes = label_ids([str(PurePosixPath(name).parent) for name in names])
     pool = Part(np.arange(len(names)), labels)
     return Listing("imagefolder", Files.of(root, names), classes, None, {}, pool, notes=found.notes())
+
+
+DATASET = Reader(
+    "any folder of images, one folder a class",
+    read,
+    options=("holdout", "test", "validation", "test_fraction", "protocol", "queries_per_class"),
+)

@@ -10,6 +10,7 @@ import numpy as np
 from prunnet.config.recipe import DataConfig
 from prunnet.data.base import label_ids
 from prunnet.data.datasets.lists import Lists, whole_number
+from prunnet.data.description import Reader
 from prunnet.data.files import Boxes, Files
 from prunnet.data.listing import Listing, Part, Split
 from prunnet.data.sources.names import below
@@ -48,3 +49,6 @@ def _boxes(lists: Lists, prefix: str, names: list[str]) -> Boxes:
     for where, (image, _, _, *corners) in lists.columns(*BOXES, count=7, skip=2):
         known[prefix + below(image, where)] = [float(whole_number(corner, where)) for corner in corners]
     return np.array([known.get(name, [np.nan] * 4) for name in names], dtype=np.float32)
+
+
+DATASET = Reader("DeepFashion In-shop Clothes Retrieval", read, options=("boxes",))

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from prunnet.config.recipe import DataConfig
 from prunnet.data.datasets import reid
+from prunnet.data.description import Reader
 from prunnet.data.listing import Listing
 from prunnet.data.sources.roots import open_root
 from prunnet.errors import DataError
@@ -42,3 +43,6 @@ def read(config: DataConfig) -> Listing:
     named["gallery"] = [name for name, who in zip(named["gallery"], identities, strict=True) if who != -1]
     listed = reid.listing("market1501", root, named, EXAMPLE, EXPECTED, found.notes())
     return replace(listed, more=counted)
+
+
+DATASET = Reader("Market-1501: people seen by six cameras", read)

@@ -16,6 +16,7 @@ import numpy as np
 from prunnet.config.recipe import DataConfig
 from prunnet.data.base import label_ids
 from prunnet.data.datasets.download import fetched
+from prunnet.data.description import Reader
 from prunnet.data.files import Files
 from prunnet.data.holdout import retrieval
 from prunnet.data.listing import Listing, Part
@@ -45,3 +46,8 @@ def read(config: DataConfig) -> Listing:
     train, test = everything.some(np.arange(count)), everything.some(np.arange(count, len(names)))
     splits, notes = {"test": retrieval(test, config)}, found.notes()
     return Listing("omniglot", Files.of(root, names), classes, train, splits, expected=EXPECTED, notes=notes)
+
+
+DATASET = Reader(
+    "Omniglot: handwritten characters of fifty alphabets", read, options=("download", "protocol", "queries_per_class")
+)

@@ -16,6 +16,7 @@ import numpy as np
 from prunnet.config.recipe import DataConfig
 from prunnet.data.datasets.lists import Lists
 from prunnet.data.datasets.pickles import unpickled
+from prunnet.data.description import Reader
 from prunnet.data.files import Files
 from prunnet.data.listing import Listing, Part, Split
 from prunnet.data.sources.names import below
@@ -47,9 +48,6 @@ def read(name: str, config: DataConfig) -> Listing:
         lists,
     )
     return Listing(name, Files.of(root, names), (), None, {"test": split}, expected=EXPECTED[name])
-
-
-READERS = {name: partial(read, name) for name in EXPECTED}
 
 
 def _checked(found: Any, pickle: str) -> tuple[list[str], list[str], list[dict[str, Any]]]:
@@ -94,3 +92,7 @@ def _box(gnd: Any, where: str) -> np.ndarray:
     if not np.isfinite(box).all() or box[0] >= box[2] or box[1] >= box[3]:
         raise DataError(f"{where}: box {box.tolist()} is empty; valid: left < right, top < bottom")
     return box
+
+
+ROXFORD5K = Reader("Revisited Oxford: tests only, Easy, Medium and Hard", partial(read, "roxford5k"))
+RPARIS6K = Reader("Revisited Paris: tests only, Easy, Medium and Hard", partial(read, "rparis6k"))

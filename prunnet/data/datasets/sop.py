@@ -10,6 +10,7 @@ import numpy as np
 from prunnet.config.recipe import DataConfig
 from prunnet.data.base import label_ids
 from prunnet.data.datasets.lists import Lists
+from prunnet.data.description import Reader
 from prunnet.data.files import Files
 from prunnet.data.listing import Listing, Part, Split
 from prunnet.data.sources.names import below
@@ -34,3 +35,6 @@ def read(config: DataConfig) -> Listing:
     train, test = everything.some(np.arange(lengths[0])), everything.some(np.arange(lengths[0], len(names)))
     split = Split(test, None, "leave_one_out", recalls=(1, 10, 100, 1000))
     return Listing("sop", Files.of(root, names), classes, train, {"test": split}, expected=EXPECTED)
+
+
+DATASET = Reader("Stanford Online Products", read)

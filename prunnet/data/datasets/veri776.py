@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 from prunnet.config.recipe import DataConfig
 from prunnet.data.datasets import reid
 from prunnet.data.datasets.lists import Lists, whole_number
+from prunnet.data.description import Reader
 from prunnet.data.listing import Listing
 from prunnet.data.sources.names import below
 from prunnet.data.sources.roots import open_root
@@ -83,3 +84,6 @@ def _label(item: Mapping[str, str]) -> tuple[int, int]:
     if camera is None:
         raise ValueError(f"cameraID {item['cameraID'][:40]!r}; valid: such as c001")
     return whole_number(item["vehicleID"], "vehicleID"), int(camera[1])
+
+
+DATASET = Reader("VeRi-776: vehicles seen by twenty cameras", read)
