@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from prunnet.export.formats.by_suffix import FORMATS as FORMATS
     from prunnet.export.formats.by_suffix import check_format as check_format
     from prunnet.export.formats.exported import Exported as Exported
-    from prunnet.export.formats.exported import export as export
-    from prunnet.export.formats.exported import identity as identity
-    from prunnet.export.formats.exported import open_export as open_export
+    from prunnet.export.formats.exporting import export as export
+    from prunnet.export.formats.exporting import identity as identity
+    from prunnet.export.formats.exporting import open_export as open_export
     from prunnet.export.formats.programs import quiet as quiet
     from prunnet.export.formats.sparse import load_sparse as load_sparse
 
@@ -34,7 +34,8 @@ __getattr__, __dir__ = loaded_when_used(
     {
         "prunnet.export.formats.base": ["Format"],
         "prunnet.export.formats.by_suffix": ["FORMATS", "check_format"],
-        "prunnet.export.formats.exported": ["Exported", "export", "identity", "open_export"],
+        "prunnet.export.formats.exported": ["Exported"],
+        "prunnet.export.formats.exporting": ["export", "identity", "open_export"],
         "prunnet.export.formats.programs": ["quiet"],
         "prunnet.export.formats.sparse": ["load_sparse"],
     },

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from prunnet.errors import CheckpointError
 from prunnet.export.formats.base import Format
 from prunnet.storage import hashing
@@ -24,6 +22,7 @@ SPARSE = "prunnet-sparse"
 
 
 def write(cut: Subnetwork, path: Path, said: Identity) -> None:
+    import numpy as np
     import torch
 
     from prunnet.storage.tensor_files import save_tensors
@@ -92,6 +91,7 @@ def load_sparse(path: str | Path) -> tuple[Subnetwork, Identity]:
 
 def _loaded(net: RetrievalNet, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Loads the tensors into the network; returns the masks of its layers."""
+    import numpy as np
     import torch
 
     state: dict[str, Tensor] = {}
