@@ -127,11 +127,15 @@ def _waiting_for_the_node(patience: float) -> Iterator[None]:
     services: Any = ray._private.services
     raylet: Any = ray._raylet
     ask, start, deadline = services.get_node, services.start_raylet, time.monotonic() + patience
+    watched = contextlib.ExitStack()
 
     def ask_again(*where: Any) -> Any:
         while True:
             try:
-                return ask(*where)
+                found = ask(*where)
+                # From here on Ray's C++ code ends this process, with exit code 1, when the node dies.
+                watched.enter_context(depending_on("Ray", _ray_here(), lambda: True))
+                return found
             except RuntimeError:  # not there yet
                 if time.monotonic() > deadline or not any(process.name() == "raylet" for process in _ray_here()):
                     raise
@@ -147,7 +151,8 @@ def _waiting_for_the_node(patience: float) -> Iterator[None]:
 
     services.get_node, services.start_raylet = ask_again, start_with_ports
     try:
-        yield
+        with watched:
+            yield
     finally:
         services.get_node, services.start_raylet = ask, start
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -110,8 +111,20 @@ def test_a_loaded_machine_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(psutil.Process, "name", lambda self: "raylet")
     monkeypatch.setattr(os, "getloadavg", lambda: (1000.0, 0.0, 0.0))
     assert cluster.session._patience() == 300
+    watched: list[str] = []
+
+    @contextmanager
+    def depending_on(*arguments: Any) -> Iterator[None]:
+        watched.append("watched")
+        yield
+        watched.append("over")
+
+    monkeypatch.setattr(cluster.session, "depending_on", depending_on)
     with cluster.session._waiting_for_the_node(60):
+        assert watched == []
         assert ray._private.services.get_node("address", "node") == {"labels": {}}
+        assert watched == ["watched"]  # while the driver joins it, the node may die
+    assert watched == ["watched", "over"]
     assert ray._private.services.get_node is ask
 
 
