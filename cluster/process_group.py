@@ -15,6 +15,9 @@ from typing import Any
 import ray
 from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 _SHUTDOWN_SECONDS = 30
@@ -81,11 +84,35 @@ def _on_own_device() -> Iterator[None]:
         yield
 
 
+class Group(WorkerGroup):
+    """Ray Train's group of workers, which gives its processors back if it does not start.
+
+    Ray Train forgets a group of which a worker dies while it joins the others, and starts another. The forgotten one
+    keeps its placement group, and its workers wait for the dead one, so that the other would wait for ever.
+    """
+
+    def _start(self) -> None:
+        try:
+            super()._start()
+        except Exception:
+            if (begun := self._worker_group_state) is not None:
+                begun.shutdown()
+            raise
+
+
+class _UsesGroup(ControllerCallback):
+    """Runs in the process of Ray Train's controller."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        TrainController.worker_group_cls = Group
+
+
 class Trainer(DataParallelTrainer):
     """Ray Train's trainer, without the actor that would hand out shards of Ray data sets: workers load their own."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [each for each in super()._create_default_callbacks() if type(each).__name__ != "DatasetsCallback"]
+        usual = super()._create_default_callbacks()
+        return [_UsesGroup(), *(each for each in usual if type(each).__name__ != "DatasetsCallback")]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """Nothing. Else Ray Train takes Ctrl-C for itself in the main thread, and ends the process with its own exit
