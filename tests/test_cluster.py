@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
 
 import cluster.session
+from cluster import process_group
 from cluster.pool import Pool
 from cluster.session import check_resources, session, wait_for_resources
 from prunnet.config.recipe import ClusterConfig
@@ -104,3 +107,24 @@ def test_a_cluster_that_does_not_grow_is_not_waited_for_longer_than_asked(
     with pytest.raises(ResourceError, match="room for"):
         wait_for_resources(ClusterConfig(workers=500, actors=1, wait_minutes=0.02))
     assert 1.2 <= time.monotonic() - began < 20
+
+
+def test_a_group_of_workers_that_does_not_start_gives_its_processors_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 15, "done when" 3: a worker that dies while it joins the others left a training that waited for ever."""
+    ended: list[str] = []
+
+    class Begun:
+        def shutdown(self) -> None:
+            ended.append("workers and placement group")
+
+    def start(group: WorkerGroup) -> None:
+        group._worker_group_state = Begun()  # type: ignore[assignment]
+        raise RuntimeError("a worker died")
+
+    monkeypatch.setattr(WorkerGroup, "_start", start)
+    with pytest.raises(RuntimeError, match="a worker died"):
+        process_group.Group._start(object.__new__(process_group.Group))
+    assert ended == ["workers and placement group"]
+    monkeypatch.setattr(TrainController, "worker_group_cls", WorkerGroup)
+    process_group._UsesGroup().after_controller_start(None)
+    assert TrainController.worker_group_cls is process_group.Group
