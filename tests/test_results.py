@@ -172,7 +172,7 @@ def test_the_page_of_columns_is_what_the_list_of_columns_says() -> None:
     assert all(f"| {kind} | {meaning} |" in page for kind, meaning in columns.KINDS.items())
 
 
-def part_of_a_package(folder: Path, key: str, kind: str | None, values: pa.Array, name: str = "margin") -> None:
+def part_of_a_package(folder: Path, key: str, kind: str | bytes | None, values: pa.Array, name: str = "margin") -> None:
     """A part with a column that no package of this environment brings; `kind`: what the package wrote beside it."""
     said = None if kind is None else {"prunnet.kind": kind}
     field = pa.field(name, values.type, metadata=said)
@@ -203,8 +203,9 @@ def test_columns_of_packages_that_are_not_installed_are_kept(tmp_path: Path) -> 
 
 def test_columns_of_unknown_origin_are_refused(tmp_path: Path) -> None:
     part_of_a_package(tmp_path / "unsaid", "a", None, pa.array([0.25]))
+    part_of_a_package(tmp_path / "odd kind", "a", b"\xff", pa.array([1]))
     part_of_a_package(tmp_path / "odd type", "a", "metric", pa.array([[0.25]]))
-    for name in ("unsaid", "odd type"):
+    for name in ("unsaid", "odd kind", "odd type"):
         with pytest.raises(ResultsError, match="another schema"):
             results.read(tmp_path / name)
     part_of_a_package(tmp_path / "two types", "a", "metric", pa.array([0.25]))

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from prunnet.errors import ConfigError, ResultsError, echo
 from prunnet.redact import shown
-from prunnet.results.columns import OWN, Column, brought
+from prunnet.results.columns import KINDS, OWN, Column, brought
 from prunnet.storage import seal
 from prunnet.storage.atomic import put_in_place
 from prunnet.storage.hashing import METHOD_VERSION, of_json
@@ -38,6 +38,7 @@ METRICS = tuple(column.name for column in OWN if column.kind == "metric")
 _KIND = b"prunnet.kind"
 """What a field says of a package's column beside its type: a part is read, and its columns are kept, where the package
 is not installed."""
+_KINDS = {kind.encode(): kind for kind in KINDS}
 
 
 @functools.cache
@@ -53,7 +54,7 @@ def _field(column: Column) -> pa.Field:
 def _kind_brought(field: pa.Field) -> str | None:
     """The kind of a package's column; None: no package that prunnet knows of wrote it."""
     known = field.type in _TYPES.values() and field.name not in SCHEMA.names
-    return (field.metadata or {}).get(_KIND, b"").decode() or None if known else None
+    return _KINDS.get((field.metadata or {}).get(_KIND, b"")) if known else None
 
 
 def ranked_by(protocol: str | None) -> Literal["map", "map_at_100"]:
@@ -175,16 +176,18 @@ def _read_part(path: Path) -> pa.Table:
 def _as_wanted(table: pa.Table) -> pa.Table | None:
     """A part with the columns of the schema, nulls in those that came after it, and behind them those of packages that
     are not installed; None for a part of another schema."""
-    wanted, names = schema(), set(table.schema.names)
-    further = sorted((field for field in table.schema if field.name not in wanted.names), key=lambda field: field.name)
-    missing = [field for field in wanted if field.name not in names]
-    may_be_missing = ADDED | {column.name for column in brought()}
-    if len(names) < table.num_columns or not all(map(_kind_brought, further)):
+    wanted = schema()
+    if table.schema == wanted:
+        return table
+    names, known = set(table.schema.names), set(wanted.names)
+    if len(names) < table.num_columns or not known - names <= ADDED | {column.name for column in brought()}:
         return None
-    if not {field.name for field in missing} <= may_be_missing:
+    further = sorted((field for field in table.schema if field.name not in known), key=lambda field: field.name)
+    if not all(map(_kind_brought, further)):
         return None
-    for field in missing:
-        table = table.append_column(field, pa.nulls(len(table), field.type))
+    for field in wanted:
+        if field.name not in names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
     table = table.select([*wanted.names, *(field.name for field in further)])
     return table if table.schema == pa.schema([*wanted, *further]) else None
 
