@@ -51,7 +51,8 @@ test-without-avx512: $(DEV_STAMP)
 # both end at the same time.
 LONGEST := $(addprefix tests/test_,search_jobs.py jobs.py nodes.py method_jobs.py fault_jobs.py campaign.py data_jobs.py)
 test-slow: $(DEV_STAMP)
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder $(LONGEST) tests
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder $(LONGEST) \
+	    $(filter-out $(LONGEST),$(wildcard tests/test_*.py))
 
 clean:
 	rm -rf $(VENV) runs
