@@ -314,10 +314,11 @@ def test_no_size_of_gradients_leaves_the_range_of_float32(
     lost = how[1] == "mgda" and any(1e4 < ratio < 1e12 for ratio in apart)
     for single, double in zip(*found, strict=True):
         for gradient, exact in zip(single, double, strict=True):
-            assert gradient.isfinite().all()
             most = float(exact.abs().max())
-            if 1e-35 < most < 1e37 and not lost:  # else float32 has no such numbers
-                assert float((gradient - exact).abs().max()) <= (1e-3 if how[1] == "mgda" else 1e-4) * most
+            if 1e-35 < most < 1e37:  # else float32 has no such numbers
+                assert gradient.isfinite().all()
+                far = float((gradient - exact).abs().max())
+                assert lost or far <= (1e-3 if how[1] == "mgda" else 1e-4) * most
     if block != "network" and how[1] != "mgda":
         wide = rows[0].double()
         slow = reference.integrate(wide, how[0], block, how[1], 0.5, order)
