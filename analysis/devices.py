@@ -7,6 +7,7 @@ Cross-tests in the dense gallery of the same network, mean over seeds and, with 
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from prunnet.results.table import check_tests
 
 Row = Mapping[str, Any]
 COLOURS = {"weight": plots.BLUE, "channel": plots.ORANGE, "nm": plots.GREY, "kernel": "#009E73"}
+OTHERS = "#CC79A7", "#56B4E9", "#F0E442"
+"""By turns, of granularities that other packages bring."""
 TITLES = {"weight": "single weights", "channel": "channels", "nm": "2 of 4 weights", "kernel": "kernels"}
 
 
@@ -43,9 +46,11 @@ def figure(rows: Sequence[Row], latency: str = "latency_ms_b1") -> Figure:
     if not measured:
         raise ResultsError(f"no row has {latency}; train with sweep.measure=onnxruntime (or eager, compile)")
     drawn, axes = plots.plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained", sharey=True)
-    for granularity in [name for name in TITLES if by_capacity(rows, name, "map")]:
-        _draw(axes[0], rows, granularity, "macs", 1e6)
-        _draw(axes[1], rows, granularity, latency, 1.0)
+    theirs = sorted({row["granularity"] or "weight" for row in rows} - TITLES.keys())
+    colours = COLOURS | dict(zip(theirs, itertools.cycle(OTHERS), strict=False))
+    for granularity in [name for name in colours if by_capacity(rows, name, "map")]:
+        _draw(axes[0], rows, granularity, "macs", 1e6, colours[granularity])
+        _draw(axes[1], rows, granularity, latency, 1.0, colours[granularity])
     batch = "an image" if latency.endswith("_b1") else f"a batch of {latency.rpartition('b')[2]}"
     how = sorted({f"{row['runtime']}, threads: {row['threads']}, {row['device']}" for row in measured})
     axes[0].set(xlabel="MMACs an image, of the weights that are kept", ylabel="mAP in the dense gallery (%)")
@@ -60,15 +65,15 @@ def figure(rows: Sequence[Row], latency: str = "latency_ms_b1") -> Figure:
     return drawn
 
 
-def _draw(axes: Any, rows: Sequence[Row], granularity: str, column: str, unit: float) -> None:
+def _draw(axes: Any, rows: Sequence[Row], granularity: str, column: str, unit: float, colour: str) -> None:
     costs, worths = by_capacity(rows, granularity, column), by_capacity(rows, granularity, "map")
     capacities = sorted(costs.keys() & worths.keys())
     x = [statistics.mean(costs[c]) / unit for c in capacities]
     y = [100 * statistics.mean(worths[c]) for c in capacities]
     spread = [100 * statistics.stdev(worths[c]) if len(worths[c]) > 1 else 0.0 for c in capacities]
     seeds = max((len(worths[c]) for c in capacities), default=0)
-    name = f"{TITLES[granularity]}, {seeds} seed{'s' if seeds != 1 else ''}"
-    axes.errorbar(x, y, spread, marker="o", lw=1, capsize=2, color=COLOURS[granularity], label=name)
+    name = f"{TITLES.get(granularity, granularity)}, {seeds} seed{'s' if seeds != 1 else ''}"
+    axes.errorbar(x, y, spread, marker="o", lw=1, capsize=2, color=colour, label=name)
     for place in (0, len(capacities) // 2, len(capacities) - 1) if capacities else ():
         label = f"{capacities[place]:g}"
         axes.annotate(label, (x[place], y[place]), xytext=(4, -11), textcoords="offset points", size=8)

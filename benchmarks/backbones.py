@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import timm
 
-from prunnet.config.choices import GRANULARITIES
+from prunnet.config.granularities import GRANULARITIES
 
 MODELS = """
     beit_base_patch16_224 halonet_h1 test_byobnet cait_xxs24_224 coat_tiny convit_tiny convmixer_768_32

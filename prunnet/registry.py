@@ -8,13 +8,23 @@ A package brings a member by naming one object in its pyproject.toml, `ndpp2 = "
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from prunnet.errors import ConfigError, one_line, unknown
 
 Member = TypeVar("Member")
+Named = str | Callable[..., Any]
+"""A class or function, or "module:attribute", for what should not be imported yet."""
+
+
+def resolve(named: Named) -> Any:
+    """The class or function itself."""
+    if not isinstance(named, str):
+        return named
+    module, _, attribute = named.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 class Registry(Mapping[str, Member], Generic[Member]):
@@ -57,8 +67,7 @@ class Registry(Mapping[str, Member], Generic[Member]):
         return {point.name: point for point in entry_points(group=self.group)}
 
     def _imported(self, name: str, reference: str) -> Member:
-        module, _, attribute = reference.partition(":")
-        member: Member = getattr(importlib.import_module(module), attribute)
+        member: Member = resolve(reference)
         self._own[name] = member
         return member
 

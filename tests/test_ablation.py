@@ -112,7 +112,7 @@ def test_a_trials_id_holds_what_shapes_its_rows_and_not_where_files_lie() -> Non
         ({"tuning": {"vals": [1]}}, "tuning.vals"),
         ({"tuning": {"values": [1, 2], "values_of": {"prunnet": [3]}}}, "2 values, as many as for every method"),
         ({"tuning": {"values": [1, 2], "values_of": {"none": [3, 4]}}}, "names of `methods`"),
-        ({"upgrade": {"old": {}, "new": {"a": {"train.compatible": "oddp"}}}}, "'ndpp' or 'odpp'"),
+        ({"upgrade": {"old": {}, "new": {"a": {"train.compatible": "oddp"}}}}, "did you mean 'odpp'"),
     ],
 )
 def test_mistakes_are_named_in_one_line(changes: dict[str, Any], says: str, tmp_path: Path) -> None:

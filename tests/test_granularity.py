@@ -333,7 +333,7 @@ def test_magnitude_scores_of_channels_are_the_norms_of_their_filters() -> None:
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        (["train.granularity=filter"], "'weight', 'nm', 'kernel' or 'channel'"),
+        (["train.granularity=filter"], "unknown train.granularity 'filter'; valid: channel, kernel, nm, weight"),
         (["train.granularity=channel", "train.method=sfsc"], "a switchable network has widths, and no scores"),
         (["train.granularity=nm"], r"keeps 2 of 4 weights, so it has 0.5 \(and 1.0\) only"),
     ],

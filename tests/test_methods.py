@@ -44,7 +44,11 @@ def test_every_method_settles_its_variants_and_a_settled_recipe_is_valid_again(n
         (["train.alone=0.5"], "one network for all capacities"),
         (["train.score_init=snipp"], "'magnitude', 'snip' or 'constant'"),
         (["train.weighting=median"], "'mean', 'cosine', 'mgda' or 'uncertainty'"),
-        (["train.compatible=pruning"], "'ndpp' or 'odpp'"),
+        (["train.compatible=odp"], "unknown train.compatible 'odp'; did you mean 'odpp'"),
+        (["train.compatible=joint"], "valid: asymmetric, bct, ndpp, odpp, prototypes, regression"),
+        (["train.compatible=[ndpp]"], "train.compatible=['ndpp']; valid: a name"),
+        (["train.granularity=5"], "train.granularity=5; valid: a name"),
+        (["train.granularity=kernel", "train.allocation=global"], "with granularity 'kernel'; valid: layer"),
     ],
 )
 def test_senseless_combinations_are_refused_with_the_reason(overrides: list[str], says: str) -> None:

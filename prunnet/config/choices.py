@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
-from prunnet.errors import ConfigError, echo, unknown
+from prunnet.errors import ConfigError, echo
 
 
 def check_capacity(value: float) -> float:
@@ -15,24 +14,6 @@ def check_capacity(value: float) -> float:
     if not 0.0 < value <= 1.0:
         raise ConfigError(f"capacity {echo(value)} is out of range; valid: 0 < capacity <= 1")
     return float(value)
-
-
-def check_density(granularity: str, capacities: Iterable[float]) -> None:
-    """ConfigError where a granularity of scores does not have one of the capacities."""
-    if granularity == "nm" and (odd := sorted(set(capacities) - {0.5, 1.0})):
-        raise ConfigError(f"capacities {odd}: granularity 'nm' keeps 2 of 4 weights, so it has 0.5 (and 1.0) only")
-
-
-GRANULARITIES = ("weight", "nm", "kernel", "channel")
-UNITS = {"weight": "weights", "nm": "weights", "kernel": "weights", "channel": "macs"}
-"""What a capacity is a fraction of."""
-
-
-def check_granularity(granularity: str) -> str:
-    """`granularity` if there is one of that name, else ConfigError."""
-    if granularity not in GRANULARITIES:
-        raise ConfigError(unknown("granularity", granularity, GRANULARITIES))
-    return granularity
 
 
 RUNTIMES = ("eager", "compile", "onnxruntime")

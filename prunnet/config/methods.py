@@ -1,15 +1,20 @@
 """The methods by name: what each trains, which variants it leaves open, and why it does not take the others.
 
-Only names and rules; the mathematics is in `training.objectives.by_name`, one file a method. No torch is loaded here.
+Only names and rules; the mathematics is in `training.objectives`, one file a method. No torch is loaded here.
+
+Another package adds a method by one file that holds a `Method` and the objective or compatibility loss that it names,
+and an entry point of the group `prunnet.methods`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
+from prunnet.config.granularities import GRANULARITIES, Granularity
 from prunnet.errors import ConfigError, echo, unknown
+from prunnet.registry import Named, Registry
 
 VARIANTS = (
     "score_init",
@@ -30,6 +35,9 @@ class Method:
     """One way to train networks of several capacities."""
 
     summary: str
+    objective: Named
+    """The `prunnet.training.objectives.base.Objective` that turns a batch into gradients."""
+    _: KW_ONLY
     network: Literal["masks", "widths"] = "masks"
     """masks: a score for every weight, any capacity can be cut; widths: slimmable channels."""
     single: bool = False
@@ -37,17 +45,27 @@ class Method:
     teacher: Literal["none", "dense", "old"] = "none"
     """What the embeddings are trained to match: nothing, the dense network of the same family (or `train.old`
     where it is given), or `train.old`, which must be given."""
+    compatibility_loss: Named | None = None
+    """The `prunnet.training.objectives.base.Term` that compares with the teacher. By `train.compatible` another method
+    may add it to every pass."""
     open: Mapping[str, Any] = field(default_factory=dict)
     """Variants that a recipe may set, with their defaults."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Variants that the method itself settles."""
     reason: str = ""
     """Why the other variants make no sense."""
+    revision: str = ""
+    """Part of every training's hash where it is set. To be changed with what the method computes: networks of before
+    then do not count as the same."""
+
+    def __post_init__(self) -> None:
+        if odd := sorted({*self.open, *self.fixed} - set(VARIANTS)):
+            raise ConfigError(f"a method leaves open or settles {', '.join(odd)}; valid: {', '.join(VARIANTS)}")
+        if (self.teacher == "none") != (self.compatibility_loss is None):
+            raise ConfigError("a method has a teacher and a compatibility loss, or neither")
 
 
 _SCORES = {"score_init": "kaiming_uniform", "allocation": "layer"}
-_CHANNEL_SCORES = {"score_init": "magnitude"}
-"""Granularity `channel` has few scores, each for many weights, so that their start matters more (docs/RESULTS.md)."""
 _NO_EVIDENCE = {"priorities": "equal"}
 """train.evidential=none: cross-entropy gives no uncertainty of a pass."""
 _ALONE = "each network is trained by itself at one capacity, so there is nothing to draw, project or weigh"
@@ -55,15 +73,26 @@ _PLAIN = "it is the plain sum of the losses; with conflict handling it would be 
 _WIDTHS = "a switchable network has widths with a BatchNorm each, and no scores"
 
 
-def _single(summary: str, teacher: Literal["none", "dense", "old"]) -> Method:
+_OBJECTIVES = "prunnet.training.objectives"
+
+
+def _single(summary: str, teacher: Literal["none", "dense", "old"] = "none", loss: str | None = None) -> Method:
     return Method(
-        summary, single=True, teacher=teacher, open=_SCORES, fixed={"capacity_sampling": "fixed"}, reason=_ALONE
+        summary,
+        f"{_OBJECTIVES}.independent:Independent",
+        single=True,
+        teacher=teacher,
+        compatibility_loss=None if loss is None else f"{_OBJECTIVES}.{loss}",
+        open=_SCORES,
+        fixed={"capacity_sampling": "fixed"},
+        reason=_ALONE,
     )
 
 
-METHODS: dict[str, Method] = {
+_OWN: dict[str, Method] = {
     "prunnet": Method(
         "masks by learned scores, N + 1 passes, conflict-aware integration (arXiv 2504.11879)",
+        f"{_OBJECTIVES}.prunnet:PrunNet",
         open={
             **_SCORES,
             "capacity_sampling": "fixed",
@@ -75,25 +104,34 @@ METHODS: dict[str, Method] = {
     ),
     "joint": Method(
         "prunnet's passes with the plain sum of their gradients",
+        f"{_OBJECTIVES}.joint:Joint",
         open={**_SCORES, "capacity_sampling": "fixed"},
         fixed={"projection": "none", "weighting": "mean"},
         reason=_PLAIN,
     ),
-    "independent": _single("one network a capacity, nothing shared", "none"),
-    "bct": _single("own loss + cross-entropy through the teacher's frozen classifier (arXiv 2003.11942)", "dense"),
-    "asymmetric": _single("triplets of own anchors among the teacher's embeddings (AML, Budnik and Avrithis)", "dense"),
-    "regression": _single("own embeddings regress the teacher's", "dense"),
-    "prototypes": _single("own loss + softmax over the old network's class prototypes", "old"),
-    "ndpp": _single("as prototypes, perturbed away from their neighbours (arXiv 2503.14824)", "old"),
-    "odpp": _single("as prototypes, perturbed by an optimisation (arXiv 2503.14824)", "old"),
+    "independent": _single("one network a capacity, nothing shared"),
+    "bct": _single(
+        "own loss + cross-entropy through the teacher's frozen classifier (arXiv 2003.11942)", "dense", "bct:Bct"
+    ),
+    "asymmetric": _single(
+        "triplets of own anchors among the teacher's embeddings (AML, Budnik and Avrithis)",
+        "dense",
+        "asymmetric:Asymmetric",
+    ),
+    "regression": _single("own embeddings regress the teacher's", "dense", "regression:Regression"),
+    "prototypes": _single("own loss + softmax over the old network's class prototypes", "old", "prototypes:Prototypes"),
+    "ndpp": _single("as prototypes, perturbed away from their neighbours (arXiv 2503.14824)", "old", "ndpp:Ndpp"),
+    "odpp": _single("as prototypes, perturbed by an optimisation (arXiv 2503.14824)", "old", "odpp:Odpp"),
     "switchable": Method(
         "slimmable widths, plain sum of the losses",
+        f"{_OBJECTIVES}.switchable:Switchable",
         network="widths",
         fixed={"capacity_sampling": "fixed", "projection": "none", "weighting": "mean"},
         reason=_WIDTHS,
     ),
     "sfsc": Method(
         "slimmable widths, evidential loss, priorities, PCGrad over the whole network (arXiv 2206.08289)",
+        f"{_OBJECTIVES}.sfsc:Sfsc",
         network="widths",
         open={"evidential": "exp", "priorities": "uncertainty", "reduction": "sum"},
         fixed={"capacity_sampling": "fixed", "projection": "sequential", "block": "network", "weighting": "mean"},
@@ -101,6 +139,7 @@ METHODS: dict[str, Method] = {
     ),
     "sfsc_released": Method(
         "as PrunNet's release runs sfsc: cross-entropy, PCGrad over the whole network, mean",
+        f"{_OBJECTIVES}.sfsc:SfscReleased",
         network="widths",
         fixed={
             "capacity_sampling": "fixed",
@@ -114,10 +153,14 @@ METHODS: dict[str, Method] = {
         reason="it is kept as it was released",
     ),
 }
+METHODS: Registry[Method] = Registry("train.method", "prunnet.methods", _OWN, Method)
 OLD_REVISION = "old network: its own statistics"
 """Revision of networks that are trained to match an old network, and of tests in its gallery; see `revisions`."""
-COMPATIBLE = ("bct", "asymmetric", "regression", "prototypes", "ndpp", "odpp")
-"""Methods whose compatibility loss another method may add to every pass, by `train.compatible`."""
+
+
+def compatible() -> list[str]:
+    """Methods whose compatibility loss another method may add to every pass, by `train.compatible`."""
+    return [name for name, method in METHODS.items() if method.compatibility_loss is not None]
 
 
 def settle(train: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,11 +168,10 @@ def settle(train: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ConfigError, with the reason, for an unknown method and for variants that make no sense with it.
     """
-    name = train.get("method", "prunnet")
-    if not isinstance(name, str) or name not in METHODS:
-        raise ConfigError(unknown("train.method", str(name), METHODS))
-    method, settled = METHODS[name], dict(train)
-    own = _CHANNEL_SCORES if train.get("granularity") == "channel" else {}
+    name, granularity = train.get("method", "prunnet"), train.get("granularity", "weight")
+    method, settled = METHODS[_text("train.method", name)], dict(train)
+    start = GRANULARITIES[_text("train.granularity", granularity)].score_init
+    own = {} if start is None else {"score_init": start}
     if train.get("evidential") == "none":
         own = {**own, **_NO_EVIDENCE}
     for variant in VARIANTS:
@@ -151,23 +193,34 @@ def settle(train: Mapping[str, Any]) -> dict[str, Any]:
     return settled
 
 
+def _text(key: str, given: object) -> str:
+    if not isinstance(given, str):
+        raise ConfigError(f"{key}={echo(given)}; valid: a name")
+    return given
+
+
 def revisions(train: Mapping[str, Any]) -> list[str]:
     """Changes of definition that affect a settled `train` section, for hashes: networks and rows of an earlier
     definition do not count as the same."""
     revised = ["snip: no branch is silent"] if train.get("score_init") == "snip" else []
-    if train.get("compatible") or METHODS[train.get("method", "prunnet")].teacher == "old":
+    method, added = METHODS[train.get("method", "prunnet")], train.get("compatible")
+    if added or method.teacher == "old":
         revised.append(OLD_REVISION)
-    return revised
+    granularity = GRANULARITIES[train.get("granularity", "weight")]
+    members: list[Method | Granularity] = [method, granularity, *([METHODS[added]] if added else [])]
+    return [*revised, *(member.revision for member in members if member.revision)]
 
 
 def _check_teacher(name: str, method: Method, train: Mapping[str, Any]) -> None:
     added, old = train.get("compatible"), train.get("old")
-    if added is not None and (not isinstance(added, str) or added not in COMPATIBLE):
-        return  # the type's own message lists the valid names
-    if added is not None and method.single:
+    if added is not None and (
+        _text("train.compatible", added) not in METHODS or METHODS[added].compatibility_loss is None
+    ):
+        raise ConfigError(unknown("train.compatible", added, compatible()))
+    if added is not None and (method.single or method.compatibility_loss is not None):
         raise ConfigError(
-            f"train.compatible={added!r} makes no sense with train.method={name!r}: a single network says so by "
-            f"train.method={added!r}"
+            f"train.compatible={added!r} makes no sense with train.method={name!r}: "
+            + (f"a single network says so by train.method={added!r}" if method.single else "it has a loss of its own")
         )
     if (added is not None or method.teacher == "old") and not old:
         raise ConfigError(
@@ -177,7 +230,7 @@ def _check_teacher(name: str, method: Method, train: Mapping[str, Any]) -> None:
     if old and added is None and method.teacher == "none":
         raise ConfigError(
             f"train.old makes no sense with train.method={name!r}: nothing of it is used; "
-            f"set train.compatible to one of {', '.join(COMPATIBLE)}"
+            f"set train.compatible to one of {', '.join(compatible())}"
             if not method.single
             else f"train.old makes no sense with train.method={name!r}: nothing of it is used"
         )

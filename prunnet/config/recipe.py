@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import to_jsonable_python
 
-from prunnet.config.choices import check_capacity, check_density
+from prunnet.config.choices import check_capacity
 from prunnet.config.colours import check_colour
+from prunnet.config.granularities import GRANULARITIES, check_allocation, check_density
 from prunnet.config.methods import METHODS, revisions, settle
 from prunnet.errors import ConfigError, echo, unknown
 from prunnet.redact import shown
@@ -127,9 +128,9 @@ class TrainConfig(Section):
     """Single-network methods: train only the network of this capacity."""
     old: str | None = None
     """Checkpoint (model.safetensors) of the network whose embeddings the new one must match."""
-    compatible: Literal["bct", "asymmetric", "regression", "prototypes", "ndpp", "odpp"] | None = None
-    """Adds that compatibility loss, against `old`, to every pass of a method that trains all capacities in one
-    network."""
+    compatible: str | None = None
+    """Adds the compatibility loss of that method (bct, asymmetric, regression, prototypes, ndpp, odpp), against `old`,
+    to every pass of a method that trains all capacities in one network."""
     compatible_weight: Annotated[float, Field(ge=0)] = 1.0
     """Factor of the compatibility loss."""
     temperature: Annotated[float, Field(gt=0)] = 0.07
@@ -170,7 +171,7 @@ class TrainConfig(Section):
     clip_norm: Annotated[float, Field(gt=0)] = 100.0
     label_smoothing: Fraction = 0.0
     score_init: Literal["kaiming_uniform", "normal", "magnitude", "snip", "constant"] | None = None
-    granularity: Literal["weight", "nm", "kernel", "channel"] = "weight"
+    granularity: str = "weight"
     """What one score stands for. weight: a weight, as in the paper; nm: a weight, of which 2 of 4 along the input stay;
     kernel: a convolution's kernel; channel: a channel with all that is tied to it, so that a subnetwork is a smaller
     plain network, and capacity the fraction of the prunable MACs."""
@@ -222,6 +223,7 @@ class TrainConfig(Section):
                 "switchable network has widths, and no scores"
             )
         check_density(self.granularity, [*self.capacities, *([self.alone] if self.alone else [])])
+        check_allocation(self.granularity, self.allocation or "layer")
         if self.alone is not None and not single:
             raise ConfigError(
                 f"train.alone={self.alone} makes no sense with train.method={self.method!r}: it trains "
@@ -231,11 +233,9 @@ class TrainConfig(Section):
 
     @property
     def score_rate(self) -> float:
-        """Learning rate of the scores: `score_lr`, by default that of the weights, or a hundredth of it for channels,
-        whose gradient is a sum over thousands of weights (docs/RESULTS.md)."""
-        if self.score_lr is not None:
-            return self.score_lr
-        return self.lr / 100 if self.granularity == "channel" else self.lr
+        """Learning rate of the scores: `score_lr`, by default that of the weights, or as many times less as the
+        granularity says."""
+        return self.lr / GRANULARITIES[self.granularity].slower if self.score_lr is None else self.score_lr
 
 
 def _off(given: Any) -> Any:
@@ -335,9 +335,10 @@ class Recipe(Section):
         for key in ("checkpoint_every_steps", "checkpoint_every_minutes"):
             del parts["train"][key]
         del parts["data"]["fingerprint"]
-        if self.train.granularity == "channel":
+        granularity = GRANULARITIES[self.train.granularity]
+        if granularity.slower != 1.0:
             parts["train"]["score_lr"] = self.train.score_rate
-        else:
+        if not granularity.channels:
             del parts["train"]["channel_multiple"]
         for name, keys in FIRST_KEYS.items():
             parts[name] = without_defaults(parts[name], later_defaults(getattr(self, name), keys))

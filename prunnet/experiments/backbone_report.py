@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from prunnet.config.choices import GRANULARITIES
+from prunnet.config.granularities import GRANULARITIES
 from prunnet.config.recipe import ModelConfig, TrainConfig
 from prunnet.errors import ConfigError, PrunnetError, one_line
 from prunnet.networks.retrieval_net import RetrievalNet, sized_options
@@ -119,7 +119,7 @@ def inspect_granularities(
 
 
 def _try_out(model: ModelConfig, granularity: str, image_size: int, in_chans: int) -> None:
-    config = TrainConfig(capacities=(0.5,), granularity=granularity, precision="fp32", batch_size=2)  # type: ignore[arg-type]
+    config = TrainConfig(capacities=(0.5,), granularity=granularity, precision="fp32", batch_size=2)
     images = torch.randn(2, in_chans, image_size, image_size, generator=torch.Generator().manual_seed(0))
     try:
         net = RetrievalNet.from_config(
@@ -134,7 +134,7 @@ def _try_out(model: ModelConfig, granularity: str, image_size: int, in_chans: in
         make_objective(net.train(), config, Context(Reducer(), torch.float32)).backward(images, torch.tensor([0, 1]), 0)
         cut = subnetwork(net.eval(), 0.5)
         cut.embed(images)
-        if granularity == "channel":
+        if GRANULARITIES[granularity].channels:
             cut.compact(image_size)
     except (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, PrunnetError):

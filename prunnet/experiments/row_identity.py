@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prunnet.config.choices import UNITS
+from prunnet.config.granularities import GRANULARITIES
 from prunnet.config.recipe import FIRST_KEYS, Recipe, later_defaults
 from prunnet.data.base import Dataset
 from prunnet.errors import ResultsError
@@ -58,7 +58,7 @@ def identity_columns(
         "preprocessing_sha": dataset.split(sweep.split).queries.preprocessing.sha(),
         "train_capacities": ",".join(f"{c:g}" for c in capacities),
         "capacity_sampling": train.get("capacity_sampling", "fixed"),  # files of before it was a choice do not say
-        "capacity_unit": UNITS[granularity],
+        "capacity_unit": GRANULARITIES[granularity].unit,
         "score_init": train["score_init"],
         "allocation": train["allocation"],
         "granularity": granularity,

@@ -12,13 +12,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from prunnet.config.choices import check_granularity
+from prunnet.config.granularities import GRANULARITIES
 from prunnet.config.recipe import ModelConfig
 from prunnet.errors import ConfigError, echo, one_line, unknown
 from prunnet.networks.pretrained import whole_weights
 from prunnet.networks.timm_library import timm
 from prunnet.pruning.channel_graph import ChannelGraph, trace
 from prunnet.pruning.channel_scores import Channels
+from prunnet.pruning.granularities.by_name import selection_of
 from prunnet.pruning.macs import layer_macs
 from prunnet.pruning.network import PrunableNet
 from prunnet.pruning.prunable import attach_scores, init_scores
@@ -46,7 +47,7 @@ class RetrievalNet(PrunableNet):
         features: length of the backbone's output for an image, where timm's own figure differs.
         width: the first so many of every layer's channels, 0 < width <= 1; see `prunnet.networks.switchable`.
         scored: False leaves the scores out: a plain network that nothing can be cut from.
-        granularity: what a score stands for: `weight`, `nm`, `kernel`, `channel`; see `pruning.granularities.base`.
+        granularity: what a score stands for, by name; see `prunnet.config.granularities`.
         channel_multiple: `channel` keeps a multiple of so many channels in each layer.
         image_size: `channel` measures capacity in multiply-adds, for images of so many pixels a side.
         score_init: see `prunable.init_scores`.
@@ -80,7 +81,7 @@ class RetrievalNet(PrunableNet):
     ) -> None:
         super().__init__()
 
-        by_channel = check_granularity(granularity) == "channel"
+        by_channel = GRANULARITIES[granularity].channels
         if classes < 2:
             raise ConfigError(f"classes={classes}: a network is trained to tell at least 2 classes apart")
         described = {
@@ -119,7 +120,8 @@ class RetrievalNet(PrunableNet):
             self.channels = Channels.of(self, self.traced(image), layer_macs(self, image_size), channel_multiple)
             init_scores(self, score_init, seed)
         elif scored:
-            attach_scores(self.backbone, score_init, seed, granularity)
+            kind = selection_of(granularity)
+            attach_scores(self.backbone, score_init, seed, shape=kind.score_shape, prunes=kind.prunes)
 
     def channel_graph(self, image_size: int) -> ChannelGraph:
         """Which channels are tied to each other (`prunnet.pruning.channel_graph`), traced once."""

@@ -10,7 +10,7 @@ the reasons, in `prunnet.experiments.backbone_report`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,25 +65,34 @@ def is_prunable(module: nn.Module) -> bool:
 
 
 def attach_scores(
-    backbone: nn.Module, init: str = "kaiming_uniform", seed: int = 0, granularity: str = "weight"
+    backbone: nn.Module,
+    init: str = "kaiming_uniform",
+    seed: int = 0,
+    *,
+    shape: Callable[[Tensor], Sequence[int] | None] = Tensor.size,
+    prunes: str = "",
 ) -> None:
-    """Gives every prunable layer of `backbone` a score tensor: of its weight's shape, or (`kernel`) one a kernel. With
-    `nm`, layers whose inputs are not a multiple of four (of a group) carry none.
+    """Gives the prunable layers of `backbone` a score tensor each.
+
+    Args:
+        shape: of a weight's scores; None where the layer carries none (`Selection.score_shape`).
+        prunes: which layers that leaves, for a message.
 
     Raises ConfigError for an unknown `init` or a backbone without prunable layers.
     """
-    found = [module.get_parameter("weight") for module in backbone.modules() if is_prunable(module)]
-    owners = [module for module in backbone.modules() if is_prunable(module)]
-    if granularity == "nm":
-        owners = [owner for owner, weight in zip(owners, found, strict=True) if weight.shape[1] % 4 == 0]
-    if not owners:
-        what = "no layer whose inputs come in fours" if found else "no convolution and no linear layer"
-        raise ConfigError(f"{type(backbone).__name__} has {what}: nothing to prune")
-    for module in owners:
+    found = [module for module in backbone.modules() if is_prunable(module)]
+    scored = False
+    for module in found:
         weight = module.get_parameter("weight")
-        kernels = torch.empty(*weight.shape[:2], *[1] * (weight.dim() - 2))
-        score = kernels if granularity == "kernel" else torch.empty_like(weight)
-        module.register_parameter("score", nn.Parameter(score))
+        wanted = shape(weight.detach())
+        if wanted is not None:
+            alike = tuple(wanted) == tuple(weight.shape)
+            score = torch.empty_like(weight) if alike else torch.empty(tuple(wanted))
+            module.register_parameter("score", nn.Parameter(score))
+            scored = True
+    if not scored:
+        what = f"no layer {prunes}" if found else "no convolution and no linear layer"
+        raise ConfigError(f"{type(backbone).__name__} has {what}: nothing to prune")
     init_scores(backbone, init, seed)
 
 
@@ -149,9 +158,8 @@ def _saliencies(net: nn.Module, gradients: dict[str, Tensor]) -> Iterator[tuple[
     products = {name: layer.get_parameter("weight") * gradients[name] for name, layer in layers(net).items()}
     if channels is None:
         for name, score in scores(net).items():
-            places = tuple(range(2, score.dim()))
-            product = products[name]
-            yield score, (product if product.shape == score.shape else product.sum(places, keepdim=True)).abs()
+            product, places = products[name], shared_over(score, products[name])
+            yield score, (product.sum(places, keepdim=True) if places else product).abs()
         return
     rows = [torch.zeros_like(score) for score in channels.scores]
     for name, product in products.items():
@@ -159,11 +167,18 @@ def _saliencies(net: nn.Module, gradients: dict[str, Tensor]) -> Iterator[tuple[
     yield from ((score, row.abs()) for score, row in zip(channels.scores, rows, strict=True))
 
 
+def shared_over(score: Tensor, weight: Tensor) -> tuple[int, ...]:
+    """Dimensions of a weight along which its scores are shared; none where every weight has its own."""
+    return tuple(d for d, (one, every) in enumerate(zip(score.shape, weight.shape, strict=True)) if one < every)
+
+
 def _as_scored(weight: Tensor, score: Tensor) -> Tensor:
-    """The weight, or for a score a kernel its kernels' norms."""
-    if weight.shape == score.shape:
+    """The weight, or where a score stands for several weights their norms."""
+    places = shared_over(score, weight)
+    if not places:
         return weight.detach()
-    return weight.detach().flatten(2).norm(dim=2).view(score.shape)
+    kept = [d for d in range(weight.dim()) if d not in places]
+    return weight.detach().permute(*kept, *places).flatten(len(kept)).norm(dim=len(kept)).view(score.shape)
 
 
 def _initial_of_channels(weight: Tensor, units: int, init: str, generator: torch.Generator) -> Tensor:

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunnet.config.choices import check_capacity
+from prunnet.config.granularities import GRANULARITIES
 from prunnet.data.base import ImageSet
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError
@@ -217,7 +218,7 @@ def subnetwork(
         masks = {name: mask.mask(0) for name, mask in chosen.layers.items()}
         if check_capacity(inside) < 1.0:
             masks = _thinned(net, masks, inside)
-    elif net.granularity != "weight":
+    elif not GRANULARITIES[net.granularity].layerwise:
         raise ConfigError(f"layer-wise capacities are for granularity 'weight', not {net.granularity!r}")
     else:
         scores = prunable.scores(net)
@@ -228,7 +229,7 @@ def subnetwork(
 def _thinned(net: RetrievalNet, masks: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
     """Masks that keep only the largest of each prunable layer's kept weights; ConfigError for other granularities than
     `channel`."""
-    if net.granularity != "channel":
+    if not GRANULARITIES[net.granularity].channels:
         raise ConfigError(
             f"inside={share:g} is for granularity 'channel', not {net.granularity!r}: weights go by capacity"
         )

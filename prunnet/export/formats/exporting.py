@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from prunnet.config.choices import UNITS
+from prunnet.config.granularities import GRANULARITIES
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, PrunnetError, one_line
 from prunnet.export.formats.by_suffix import FORMATS, check_format
@@ -26,7 +26,7 @@ def identity(
         weights_sha=cut.weights_sha,
         matches=list(matches),
         capacity=cut.capacity,
-        capacity_unit=UNITS[cut.net.granularity],
+        capacity_unit=GRANULARITIES[cut.net.granularity].unit,
         granularity=cut.net.granularity,
         mask_sha=cut.mask_sha,
         calibration=cut.calibration,

@@ -24,12 +24,12 @@ class ChannelSelection(Selection):
     def __init__(
         self,
         net: PrunableNet,
-        scores: Sequence[Tensor],
+        scores: Mapping[str, Tensor],
         capacities: Sequence[float],
         allocation: str,
     ) -> None:
         assert net.channels is not None
-        self.net, self.channels, self.scores, self.allocation = net, net.channels, scores, allocation
+        self.net, self.channels, self.scores, self.allocation = net, net.channels, list(scores.values()), allocation
         weights = {name: net.get_submodule(name).get_parameter("weight") for name in net.channels.touched}
         self.weights: Mapping[str, Tensor] = weights
         self._narrows = can_be_narrow(net)

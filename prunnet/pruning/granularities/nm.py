@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from prunnet.config.choices import check_density
-from prunnet.pruning.granularities.stored import _Stored
+from prunnet.config.granularities import check_density
+from prunnet.pruning.granularities.stored import StoredSelection
 
 
-class NmSelection(_Stored):
-    """Of each four weights that follow each other along the input, the two best (2:4)."""
+class NmSelection(StoredSelection):
+    """Of each four weights that follow each other along the input (of a group), the two best (2:4)."""
 
-    def _mask(self, name: str, capacity: float) -> Tensor:
+    prunes = "whose inputs come in fours"
+
+    @classmethod
+    def score_shape(cls, weight: Tensor) -> Sequence[int] | None:
+        return weight.shape if weight.shape[1] % 4 == 0 else None
+
+    def mask(self, name: str, capacity: float) -> Tensor:
         check_density("nm", [capacity])
         score = self.scores[name].detach().abs()
         if capacity == 1.0:

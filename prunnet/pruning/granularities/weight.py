@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prunnet.pruning.granularities.base import Selection
 from prunnet.pruning.masks import LayerMasks, update_all
+from prunnet.pruning.network import PrunableNet
 
 
 class WeightSelection(Selection):
@@ -16,7 +17,9 @@ class WeightSelection(Selection):
 
     layers: dict[str, LayerMasks]
 
-    def __init__(self, scores: Mapping[str, Tensor], capacities: Sequence[float], allocation: str) -> None:
+    def __init__(
+        self, net: PrunableNet, scores: Mapping[str, Tensor], capacities: Sequence[float], allocation: str
+    ) -> None:
         self.scores, self.allocation = scores, allocation
         self.layers = {name: LayerMasks(score, capacities) for name, score in scores.items()}
         if allocation != "layer":

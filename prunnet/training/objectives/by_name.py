@@ -1,13 +1,11 @@
-"""Training methods by name, one file each. An objective turns a batch into gradients; it does not step.
+"""The objective that a recipe's section `train` asks for. An objective turns a batch into gradients; it does not step.
 
-`config.methods` holds the names and what each leaves open. Two kinds of networks (masked.py, switchable.py), and
-terms that compare with an old network (`Term`), which a single network is trained with (`bct`, `asymmetric`,
-`regression`, `prototypes`, `ndpp`, `odpp`) or which another method adds to every pass (`train.compatible`).
+`config.methods` holds the names, what each leaves open, and which file computes it. Two kinds of networks (masked.py,
+switchable.py), and terms that compare with an old network (`Term`), which a single network is trained with or which
+another method adds to every pass (`train.compatible`).
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from prunnet.config.methods import METHODS
 from prunnet.config.recipe import TrainConfig
@@ -15,33 +13,19 @@ from prunnet.errors import ConfigError
 from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.networks.switchable import SwitchableNet
 from prunnet.pruning import prunable
+from prunnet.registry import resolve
 from prunnet.training.objectives.base import Context, Objective, Term
 
 
 def make_objective(net: RetrievalNet, config: TrainConfig, context: Context) -> Objective:
-    """The objective named by `config.method`, with the term of `config.compatible` where there is one."""
-    from prunnet.training.objectives.independent import Independent
-    from prunnet.training.objectives.joint import Joint
-    from prunnet.training.objectives.prunnet import PrunNet
-    from prunnet.training.objectives.sfsc import Sfsc, SfscReleased
-    from prunnet.training.objectives.switchable import Switchable
-
+    """The objective named by `config.method`, with the method's own term, or that of `config.compatible` where there is
+    one."""
     method = METHODS[config.method]
     _check_network(net, config)
-    named: str | None = config.compatible
-    if method.single and method.teacher != "none":
-        named = config.method
+    named = config.compatible if method.compatibility_loss is None else config.method
     term = make_term(named, net, config, context) if named else None
-    if method.single:
-        return Independent(net, config, context, term)
-    kinds: dict[str, Callable[..., Objective]] = {
-        "prunnet": PrunNet,
-        "joint": Joint,
-        "switchable": Switchable,
-        "sfsc": Sfsc,
-        "sfsc_released": SfscReleased,
-    }
-    return kinds[config.method](net, config, context, term)
+    objective: Objective = resolve(method.objective)(net, config, context, term)
+    return objective
 
 
 def _check_network(net: RetrievalNet, config: TrainConfig) -> None:
@@ -60,22 +44,10 @@ def _check_network(net: RetrievalNet, config: TrainConfig) -> None:
 
 
 def make_term(name: str, net: RetrievalNet, config: TrainConfig, context: Context) -> Term:
-    """The term of that name; ConfigError where no old network was given."""
-    from prunnet.training.objectives.asymmetric import Asymmetric
-    from prunnet.training.objectives.bct import Bct
-    from prunnet.training.objectives.ndpp import Ndpp
-    from prunnet.training.objectives.odpp import Odpp
-    from prunnet.training.objectives.prototypes import Prototypes
-    from prunnet.training.objectives.regression import Regression
-
+    """The term of the method of that name; ConfigError where no old network was given."""
     if context.old is None:
         raise ConfigError(f"{name!r} compares with another network; set train.old to its checkpoint")
-    kinds: dict[str, Callable[..., Term]] = {
-        "bct": Bct,
-        "asymmetric": Asymmetric,
-        "regression": Regression,
-        "prototypes": Prototypes,
-        "ndpp": Ndpp,
-        "odpp": Odpp,
-    }
-    return kinds[name](net, config, context)
+    loss = METHODS[name].compatibility_loss
+    assert loss is not None, name
+    term: Term = resolve(loss)(net, config, context)
+    return term

@@ -31,7 +31,7 @@ class PrunNet(Masked):
         return [1.0, *drawn(self.config, step)]
 
     def pass_names(self) -> list[str]:
-        if self.config.capacity_sampling == "fixed":
+        if self.config.capacity_sampling in ("fixed", None):
             return super().pass_names()
         return ["loss_1", *(f"loss_drawn_{i}" for i in range(1, len(self.capacities)))]
 
@@ -51,7 +51,7 @@ class PrunNet(Masked):
 def drawn(config: TrainConfig, step: int) -> list[float]:
     """Capacities of a step beside the dense network, by falling size where they are drawn."""
     capacities = config.capacities
-    if config.capacity_sampling == "fixed":
+    if config.capacity_sampling in ("fixed", None):  # None: another package's method that leaves it open to nobody
         return list(capacities)
     rng = np.random.default_rng([config.seed, step, 3])
     smallest, largest = min(capacities), max(capacities)
