@@ -78,6 +78,7 @@ def train(
         CheckpointError: no checkpoint of an earlier run is intact.
         RuntimeError: workers failed more often than `cluster.max_failures`.
     """
+    recipe = recipe.with_files_seen()
     name = f"train-{recipe.training_hash()[:12]}"
     how = recipe.data.fingerprint
     newest, notes = checkpoints.mend(folder / name, recipe.training_hash())
@@ -157,7 +158,7 @@ def train_worker(config: dict[str, Any]) -> None:
     if "refusal" in ray.get(board.state.remote()):
         return
     try:
-        recipe = Recipe.model_validate(config["recipe"])
+        recipe = Recipe.model_validate(config["recipe"]).with_files_seen()
         process.prepare(recipe.cluster.cpus_per_worker)
         _train(recipe, board, config["watch"], config["origin"])
     except FINAL as error:

@@ -43,7 +43,7 @@ def drawn_again(recipe: Recipe, run: Run, console: Console) -> bool:
     if not told.get("determined_by") or told["failures"] or not _single_file(recipe):
         return False
     header = _whole_header(run)
-    if header is None or header.get("training_hash") != recipe.training_hash():
+    if header is None or header.get("training_hash") != recipe.with_files_seen().training_hash():
         return False
     if not results.finished_keys(run.results) >= set(told["unit_keys"]):
         return False

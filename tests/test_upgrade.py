@@ -136,7 +136,9 @@ def test_an_old_network_embeds_with_the_statistics_that_it_had(tmp_path: Path) -
     assert found is not None
     assert found.calibration == "images"
     assert found.tensors.keys() == statistics.tensors.keys()
-    one, other = (parse_recipe({"train": {"method": "ndpp", "old": str(path)}}).training_hash() for path in old)
+    one, other = (
+        parse_recipe({"train": {"method": "ndpp", "old": str(path)}}).with_files_seen().training_hash() for path in old
+    )
     assert one != other  # it teaches something else
 
 
@@ -201,12 +203,15 @@ def test_a_sweep_searches_the_old_gallery_as_the_old_network_wrote_it(tmp_path: 
 def test_a_recipe_knows_an_old_network_by_its_weights_not_its_place(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         save_network(tmp_path / name, tiny_net(seed=seed), GREY)
-    hashes = {
-        name: parse_recipe({"train": {"method": "ndpp", "old": str(tmp_path / name)}}).training_hash() for name in "abc"
-    }
-    assert hashes["a"] == hashes["b"] != hashes["c"]
+    recipes = [parse_recipe({"train": {"method": "ndpp", "old": str(tmp_path / name)}}) for name in "abc"]
+    seen = [recipe.with_files_seen() for recipe in recipes]
+    for name in "abc":  # a hash opens no file
+        (tmp_path / name).unlink()
+    hashes = [recipe.training_hash() for recipe in seen]
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert seen[0].with_files_seen() is seen[0]
     with pytest.raises(CheckpointError, match="is not a file"):
-        parse_recipe({"train": {"method": "ndpp", "old": str(tmp_path / "d")}}).training_hash()
+        parse_recipe({"train": {"method": "ndpp", "old": str(tmp_path / "d")}}).with_files_seen()
 
 
 def test_a_share_of_the_training_classes_is_a_seeded_subset() -> None:

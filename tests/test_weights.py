@@ -71,7 +71,9 @@ def test_a_failed_download_names_the_local_option(monkeypatch: pytest.MonkeyPatc
 def test_the_hash_of_a_training_holds_the_content_of_its_start(weights: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(weights.read_bytes())
-    hashes = [load_recipe(None, [f"model.weights={path}"]).training_hash() for path in (weights, copy)]
+    hashes = [
+        load_recipe(None, [f"model.weights={path}"]).with_files_seen().training_hash() for path in (weights, copy)
+    ]
     assert hashes[0] == hashes[1] != load_recipe(None, []).training_hash()
 
 

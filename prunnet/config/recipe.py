@@ -8,10 +8,20 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import to_jsonable_python
 
 from prunnet.config.choices import check_capacity
@@ -306,6 +316,23 @@ class ClusterConfig(Section):
     submitted job."""
 
 
+@dataclass(frozen=True)
+class FilesSeen:
+    """What identifies the files that a training starts from, so that its hash opens none of them."""
+
+    old: str | None
+    weights: str | None
+    """Paths of `train.old` and `model.weights`."""
+    old_sha: str | None
+    weights_sha: str | None
+    calibrations: tuple[str, ...]
+    """Of the images that the old network's BatchNorm statistics were estimated on."""
+
+    def fit(self, recipe: Recipe) -> bool:
+        """Whether they are the recipe's files."""
+        return (self.old, self.weights) == (recipe.train.old, recipe.model.weights)
+
+
 class Recipe(Section):
     """One job. `name` is the run's folder."""
 
@@ -315,6 +342,7 @@ class Recipe(Section):
     train: TrainConfig = TrainConfig()
     sweep: SweepConfig = SweepConfig()
     cluster: ClusterConfig = ClusterConfig()
+    _files: FilesSeen = PrivateAttr(default=FilesSeen(None, None, None, None, ()))
 
     @model_validator(mode="after")
     def _densities_exist(self) -> Recipe:
@@ -322,10 +350,27 @@ class Recipe(Section):
             check_density(self.train.granularity, self.sweep.capacities)
         return self
 
+    def with_files_seen(self) -> Recipe:
+        """The recipe, for `training_hash`, with what identifies `train.old` and `model.weights`: they are opened here,
+        once. CheckpointError where one cannot be read or is no network."""
+        if self._files.fit(self):
+            return self
+        old, weights = self.train.old, self.model.weights
+        seen = self.model_copy()
+        seen._files = FilesSeen(
+            old,
+            weights,
+            weights_sha_of(old) if old else None,
+            of_file(weights) if weights else None,
+            tuple(calibrations_of(old)),
+        )
+        return seen
+
     def training_hash(self) -> str:
-        """Hash of everything that determines the trained weights (workers included: they shape the sums)."""
+        """Hash of everything that determines the trained weights (workers included: they shape the sums). Opens no
+        file: a recipe with `train.old` or `model.weights` must be one `with_files_seen`."""
         part = self.trained_part()
-        revised = [*revisions(part["train"]), *calibrations_of(self.train.old)]
+        revised = [*revisions(part["train"]), *self._files.calibrations]
         return of_json([METHOD_VERSION, part, self.cluster.workers, *revised])
 
     def trained_part(self) -> dict[str, Any]:
@@ -342,10 +387,11 @@ class Recipe(Section):
             del parts["train"]["channel_multiple"]
         for name, keys in FIRST_KEYS.items():
             parts[name] = without_defaults(parts[name], later_defaults(getattr(self, name), keys))
+        assert self._files.fit(self), "with_files_seen first"
         if self.train.old:  # which network it is, not where it lies
-            parts["train"]["old"] = weights_sha_of(self.train.old)
+            parts["train"]["old"] = self._files.old_sha
         if self.model.weights:
-            parts["model"]["weights"] = of_file(self.model.weights)
+            parts["model"]["weights"] = self._files.weights_sha
         return shown(parts)
 
 

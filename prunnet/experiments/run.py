@@ -96,7 +96,7 @@ def trained_networks(
         return Family({1.0: network})
     files: dict[float, Path] = {}
     for stage in stages(recipe):
-        ready = stage.ready(files.get(1.0, Path()))
+        ready = stage.ready(files.get(1.0, Path())).with_files_seen()
         path = files[stage.capacity] = place(stage, ready)
         if finished(path, ready, dataset):
             say(f"training: {path.name} finished before ({ready.train.epochs} epochs), nothing to do")

@@ -135,6 +135,7 @@ def train_here(
 
     Raises CheckpointError where both are damaged.
     """
+    recipe = recipe.with_files_seen()
     if finished(model_path, recipe, dataset):
         return
     state = model_path.parent / f".{model_path.stem}-{recipe.training_hash()[:12]}"

@@ -46,7 +46,7 @@ def run_trial(
         )
 
     if trial.old is not None:
-        (stage,) = stages(trial.old)
+        (stage,) = stages(trial.old.with_files_seen())
         old = str(place(stage, stage.recipe))
         train(stage.recipe, _dataset(trial.old), Path(old))
         if recipe.train.old:

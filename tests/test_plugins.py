@@ -1,5 +1,6 @@
-"""Another installed package adds a data set, a column of the results table and an export format: one file and one entry
-point each. The package is written here, and jobs run in processes that find it."""
+"""Another installed package adds a method, a compatibility loss, a granularity, a data set, a column of the results
+table and an export format: one file and one entry point each. The package is written here, and jobs run in processes
+that find it."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import yaml
 
 from prunnet import best_under, results
 from prunnet.errors import ConfigError
+from prunnet.storage.tensor_files import read_header
 from tests.conftest import REPOSITORY
 
 STRIPES = """
@@ -86,7 +88,79 @@ def read(path):
 
 FORMAT = Format("dense arrays", write, read, ("fp32",))
 """
+SLOPED = """
+import torch
+
+from prunnet.config.methods import Method
+from prunnet.training.objectives.prunnet import PrunNet
+
+
+class Sloped(PrunNet):
+    def pass_weights(self, losses):
+        return torch.linspace(2.0, 0.5, len(losses))
+
+    def parameters(self):
+        return {}
+
+
+METHOD = Method(
+    "the smaller a subnetwork, the less its pass counts",
+    Sloped,
+    open={"score_init": "normal", "block": "kernel"},
+    fixed={"projection": "none", "weighting": "uncertainty"},
+    reason="its weights are settled",
+)
+"""
+COSINE = """
+import torch.nn.functional as F
+
+from prunnet.config.methods import Method
+from prunnet.training.objectives.base import Term
+
+
+class Cosine(Term):
+    def __init__(self, net, config, context):
+        self.old, self.dtype = context.old, context.dtype
+
+    def targets(self, images, labels):
+        return (self.old.embed(images, self.dtype),)
+
+    def loss(self, features, labels, targets):
+        return 1 - F.cosine_similarity(features, targets[0]).mean()
+
+
+METHOD = Method(
+    "own loss + cosine distance to the teacher",
+    "prunnet.training.objectives.independent:Independent",
+    single=True,
+    teacher="dense",
+    compatibility_loss=Cosine,
+    open={"score_init": "kaiming_uniform"},
+)
+"""
+FILTER = """
+from prunnet.config.granularities import Granularity
+from prunnet.pruning.granularities.stored import StoredSelection
+from prunnet.pruning.masks import top_k_mask
+
+
+class FilterSelection(StoredSelection):
+    fused = False
+
+    @classmethod
+    def score_shape(cls, weight):
+        return len(weight), *[1] * (weight.dim() - 1)
+
+    def mask(self, name, capacity):
+        return top_k_mask(self.scores[name], capacity).expand_as(self.weights[name])
+
+
+GRANULARITY = Granularity("all weights that make an output channel", FilterSelection, score_init="magnitude", slower=10)
+"""
 WORKING = {
+    "sloped": ("prunnet.methods", "sloped", "METHOD", SLOPED),
+    "cosine": ("prunnet.methods", "cosine", "METHOD", COSINE),
+    "filter": ("prunnet.granularities", "filter", "GRANULARITY", FILTER),
     "stripes": ("prunnet.datasets", "stripes", "DATASET", STRIPES),
     "margin": ("prunnet.columns", "margin", "COLUMN", MARGIN),
     "npz": ("prunnet.export_formats", ".npz", "FORMAT", NPZ),
@@ -121,7 +195,11 @@ def recipe(folder: Path) -> Path:
         "name": "theirs",
         "table": str(folder / "table.parquet"),
         "seeds": [0],
-        "methods": {"prunnet": {}},
+        "methods": {
+            "prunnet": {},
+            "sloped": {"train.method": "sloped", "train.granularity": "filter"},
+            "cosine": {"train.method": "cosine"},
+        },
         "base": {
             "data": {"name": "stripes", "image_size": 16, "images_per_class": 4},
             "model": {"stem": "released", "embedding_dim": 8, "options": {"channels": [8, 8, 8, 8]}},
@@ -134,6 +212,12 @@ def recipe(folder: Path) -> Path:
     return folder / "theirs.yaml"
 
 
+def network_of(path: Path) -> str | None:
+    """The granularity of a saved network."""
+    granularity: str | None = read_header(path)["net"].get("granularity")
+    return granularity
+
+
 COMPARED = """
 import json, sys, torch
 from prunnet.export.formats import open_export
@@ -144,17 +228,23 @@ print(json.dumps([same, theirs.identity == ours.identity, theirs.identity.capaci
 """
 
 
-def test_a_package_adds_a_data_set_a_column_and_a_format_by_a_file_each(tmp_path: Path) -> None:
+def test_a_package_adds_one_of_each_kind_by_a_file_each(tmp_path: Path) -> None:
     site = installed(tmp_path / "site", "stripes_plugin", WORKING)
     done = run(site, "sweeps/ablation.py", "--recipe", recipe(tmp_path), "--local")
     assert done.returncode == 0, done.stdout + done.stderr
 
     folder = tmp_path / "runs" / "theirs"
     rows = results.read(folder / "results").to_pylist()  # this process does not have the package
-    assert {(row["query_capacity"], row["gallery_capacity"]) for row in rows} == {(1, 1), (0.5, 1), (0.5, 0.5)}
+    made = {"prunnet": "weight", "sloped": "filter", "cosine": "weight"}
+    assert {row["method"]: row["granularity"] for row in rows} == made
+    for method in made:
+        tests = [row for row in rows if row["method"] == method]
+        assert {(row["query_capacity"], row["gallery_capacity"]) for row in tests} == {(1, 1), (0.5, 1), (0.5, 0.5)}
+        assert len({row["margin"] for row in tests}) == 3
+    sloped = next(row for row in rows if row["method"] == "sloped" and row["query_capacity"] == 0.5)
+    assert (sloped["score_init"], sloped["projection"], sloped["capacity_sampling"]) == ("magnitude", "none", None)
     assert {row["dataset"] for row in rows} == {"stripes"}
     assert all(0 < abs(row["margin"]) < 2 for row in rows)
-    assert len({row["margin"] for row in rows}) == 3
     assert results.read_packed(tmp_path / "table.parquet")["margin"].null_count == 0
     with pytest.raises(ConfigError, match="metric 'margin'; valid: map"):
         best_under(folder / "results", metric="margin")
@@ -163,7 +253,7 @@ def test_a_package_adds_a_data_set_a_column_and_a_format_by_a_file_each(tmp_path
     cross = [row["margin"] for row in rows if row["gallery_capacity"] == 1.0]
     assert json.loads(best.stdout)["margin"] == max(cross)
 
-    (model,) = (folder / "models").glob("*.safetensors")
+    (model,) = (path for path in (folder / "models").glob("*.safetensors") if network_of(path) == "filter")
     edges = [tmp_path / "edge.npz", tmp_path / "edge.safetensors"]
     for edge in edges:
         said = run(site, "-m", "sweeps.cli", "export", model, "--capacity", 0.5, "--to", edge)
@@ -177,6 +267,8 @@ def test_a_package_adds_a_data_set_a_column_and_a_format_by_a_file_each(tmp_path
     ("group", "name", "words"),
     [
         ("prunnet.datasets", "broken", ["doctor", "data", "broken", "FOLDER"]),
+        ("prunnet.methods", "broken", ["sweep", "--set", "train.method=broken"]),
+        ("prunnet.granularities", "broken", ["sweep", "--set", "train.granularity=broken"]),
         ("prunnet.columns", "broken", ["best", "FOLDER"]),
         ("prunnet.export_formats", ".broken", ["export", "FOLDER", "--capacity", "0.5", "--to", "edge.broken"]),
     ],
