@@ -83,7 +83,8 @@ def _start(address: str | None, state_api: bool) -> None:
     api = _NOWHERE
     if address:
         _reach(address)
-        more = {}
+        # A Ray client, which has a process of its own on the cluster, takes no such argument.
+        more = {} if address.startswith("ray://") else {"log_to_driver": environment.verbose()}
         with contextlib.suppress(Exception):  # a cluster without a dashboard: requests', gRPC's and Ray's own
             api = ray_address_to_api_server_url(address)
     elif state_api:
