@@ -114,13 +114,15 @@ def recipe_option(what: str, default: str | bool = True) -> Any:
 
 
 def _recipe_file(given: Path | None) -> Path | None:
-    """ConfigError, with the packaged names, where neither a file nor a packaged recipe is given."""
+    """Ends the command where neither a file nor a packaged recipe is given, with the packaged names."""
     if given is None or given.is_file():
         return given
     packaged = {path.stem: path for path in RECIPES.glob("*.yaml")}
-    if str(given) in packaged:
-        return packaged[str(given)]
-    raise ConfigError(f"recipe {echo(str(given))} is not a file; packaged recipes: {', '.join(sorted(packaged))}")
+    with one_line_errors():  # the command's own begins when its arguments are accepted
+        if str(given) not in packaged:
+            names = ", ".join(sorted(packaged))
+            raise ConfigError(f"recipe {echo(str(given))} is not a file; packaged recipes: {names}")
+    return packaged[str(given)]
 
 
 @contextmanager
