@@ -117,7 +117,7 @@ def test_installed_in_a_repository_it_does_not_take_that_one_for_its_own(install
 
 @pytest.mark.slow
 def test_installed_it_runs_the_demo_in_workers_and_actors(installed: Installed) -> None:
-    small = ("data.classes=12", "data.per_class=8", "train.epochs=1", "sweep.capacities=[1.0,0.5]")
+    small = ("data.classes=24", "data.images_per_class=4", "train.epochs=1", "sweep.capacities=[1.0,0.5]")
     said = installed.run("prunnet", "sweep", "--recipe", "demo", *(word for s in small for word in ("--set", s)))
     assert re.search(r"^0\.5\b.*\d", said, re.MULTILINE), said
     assert "self mAP" in said
