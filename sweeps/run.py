@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel
 from cluster.ending import stoppable
 from cluster.environment import in_submitted_job
 from prunnet.config.recipe import Recipe, absolute
-from prunnet.errors import ConfigError, DataWarning
+from prunnet.errors import ConfigError, DataWarning, echo
 from prunnet.guard import guarded
 from prunnet.redact import shown
 from prunnet.storage.hashing import of_json
@@ -106,6 +106,25 @@ class Manifest(BaseModel):
     """See `sweeps.finished.determinants`."""
 
 
+def recipe_option(what: str, default: str | bool = True) -> Any:
+    """--recipe: a file, or the name of a recipe that comes with prunnet. The help shows `default`."""
+    return typer.Option(
+        help=f"{what}: a file, or the name of a packaged one.", callback=_recipe_file, show_default=default
+    )
+
+
+def _recipe_file(given: Path | None) -> Path | None:
+    """Ends the command where neither a file nor a packaged recipe is given, with the packaged names."""
+    if given is None or given.is_file():
+        return given
+    packaged = {path.stem: path for path in RECIPES.glob("*.yaml")}
+    with one_line_errors():  # the command's own begins when its arguments are accepted
+        if str(given) not in packaged:
+            names = ", ".join(sorted(packaged))
+            raise ConfigError(f"recipe {echo(str(given))} is not a file; packaged recipes: {names}")
+    return packaged[str(given)]
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Ends a command with one line (`prunnet.guard`), and leaves no process of its own behind. All commands run
@@ -185,11 +204,15 @@ def storage(recipe: Recipe) -> Path:
 
 
 def git_commit() -> str | None:
-    """The commit of the code that runs, where it is a checkout."""
+    """The commit of the code that runs, where it is a checkout. An installed prunnet may lie in somebody's repository,
+    such as one with a `.venv`, whose commit says nothing about it."""
+    checkout = Path(__file__).parents[1]
+    if not (checkout / ".git").exists():
+        return None
     try:
         found = subprocess.run(
             ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
+            cwd=checkout,
             capture_output=True,
             text=True,
             timeout=10,

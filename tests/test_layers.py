@@ -38,7 +38,7 @@ LAYERS = (
     ("prunnet.experiments",),
     ("cluster", "analysis"),
     ("sweeps",),
-    ("benchmarks",),
+    ("benchmarks", "prunnet.__main__"),
 )
 """From the lowest to the highest; what stands beside each other imports nothing of each other."""
 NOT_HERE = {

@@ -41,7 +41,7 @@ def read_yaml(path: str | Path) -> Any:
     or no such text."""
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"recipe {echo(str(path))} is not a file; recipes that come with prunnet: sweeps/recipes/")
+        raise ConfigError(f"recipe {echo(str(path))} is not a file")
     if (size := path.stat().st_size) > MAX_BYTES:
         raise ConfigError(f"recipe {echo(str(path))} has {size:,} bytes; valid: up to {MAX_BYTES:,}")
     try:

@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from sweeps.run import RECIPES, one_line_errors, script
+from sweeps.run import RECIPES, one_line_errors, recipe_option, script
 
 
 def main(
-    recipe: Annotated[Path, typer.Option(help="YAML recipe of an ablation.")] = RECIPES / "methods_omniglot.yaml",
+    recipe: Annotated[Path, recipe_option("YAML recipe of an ablation", "methods_omniglot")] = RECIPES
+    / "methods_omniglot.yaml",
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the base, e.g. train.epochs=3.")] = None,
     local: Annotated[bool, typer.Option("--local", help="Run in this process, without Ray.")] = False,
     device: Annotated[str, typer.Option(help="With --local: cpu or cuda.")] = "cpu",

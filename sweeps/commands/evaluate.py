@@ -10,6 +10,7 @@ import typer
 from prunnet.config import load_recipe
 from prunnet.config.choices import check_capacity
 from prunnet.errors import ConfigError
+from sweeps.run import recipe_option
 
 
 def main(
@@ -20,7 +21,7 @@ def main(
     ] = None,
     query_capacity: Annotated[float | None, typer.Option(help="Capacity of the query network; default: 1.")] = None,
     gallery_capacity: Annotated[float | None, typer.Option(help="Capacity of the gallery network; default: 1.")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="Recipe whose data are tested.")] = None,
+    recipe: Annotated[Path | None, recipe_option("Recipe whose data are tested")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. data.root=DIR.")] = None,
     split: Annotated[str, typer.Option(help="Split: test or validation.")] = "test",
     calibrate: Annotated[bool, typer.Option(help="Re-estimate the BatchNorm statistics of networks.")] = True,

@@ -11,14 +11,14 @@ import typer
 from prunnet.config import load_recipe
 from prunnet.config.choices import check_capacity
 from prunnet.errors import ConfigError, echo
-from sweeps.run import RECIPES, one_line_errors, script
+from sweeps.run import RECIPES, one_line_errors, recipe_option, script
 
 GROUPINGS = ("layer", "block")
 SAMPLERS = ("cmaes", "tpe", "random")
 
 
 def main(
-    recipe: Annotated[Path, typer.Option(help="YAML recipe of a capacity sweep.")] = RECIPES / "demo.yaml",
+    recipe: Annotated[Path, recipe_option("YAML recipe of a capacity sweep", "demo")] = RECIPES / "demo.yaml",
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. train.epochs=3.")] = None,
     budget: Annotated[
         list[float] | None,

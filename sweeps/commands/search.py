@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from sweeps.run import RECIPES, one_line_errors, script
+from sweeps.run import RECIPES, one_line_errors, recipe_option, script
 
 
 def main(
-    recipe: Annotated[Path, typer.Option(help="YAML recipe of a search.")] = RECIPES / "search_demo.yaml",
+    recipe: Annotated[Path, recipe_option("YAML recipe of a search", "search_demo")] = RECIPES / "search_demo.yaml",
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the base, e.g. train.epochs=3.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what the search has and start over.")] = False,
 ) -> None:

@@ -10,11 +10,11 @@ import typer
 
 from prunnet.config.recipe import Recipe, absolute_paths, load_recipe
 from sweeps.printing import Console
-from sweeps.run import RECIPES, one_line_errors, open_run, script, storage
+from sweeps.run import RECIPES, one_line_errors, open_run, recipe_option, script, storage
 
 
 def main(
-    recipe: Annotated[Path, typer.Option(help="YAML recipe.")] = RECIPES / "demo.yaml",
+    recipe: Annotated[Path, recipe_option("YAML recipe", "demo")] = RECIPES / "demo.yaml",
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, dotted, e.g. train.epochs=3.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what the run has and start over.")] = False,
 ) -> None:
