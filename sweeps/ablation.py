@@ -23,7 +23,6 @@ if __name__ == "__main__":  # before the imports below, which take seconds: --he
     raise SystemExit
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from prunnet import process, results
 from prunnet.config.trial import Trial
@@ -33,8 +32,6 @@ from prunnet.storage.atomic import check_output
 from sweeps.ablation_recipe import Ablation
 from sweeps.printing import Console
 from sweeps.run import Run, git_commit, open_run
-
-DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "methods_omniglot.yaml"
 
 
 def ablate(

@@ -26,7 +26,6 @@ if __name__ == "__main__":  # before the imports below, which take seconds: --he
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from cluster.experiment import Driver
@@ -41,8 +40,6 @@ from sweeps.drawing import draw
 from sweeps.finished import determinants, open_data
 from sweeps.printing import Console
 from sweeps.run import Run, git_commit, open_run
-
-DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 
 
 def sweep(recipe: Recipe, *, fresh: bool = False, console: Console | None = None) -> int:

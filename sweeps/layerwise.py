@@ -26,7 +26,6 @@ if __name__ == "__main__":  # before the imports below, which take seconds: --he
 import json
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -53,7 +52,6 @@ from sweeps.run import Run, git_commit, open_run
 from sweeps.study import journal, quiet_optuna
 from sweeps.terminal_table import print_table
 
-DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 TRIAL = "layerwise"
 Row = dict[str, Any]
 

@@ -57,7 +57,6 @@ from sweeps.search_recipe import Choice, Constraint, Search
 from sweeps.study import open_study
 from sweeps.terminal_table import print_table
 
-DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "search_demo.yaml"
 Row = dict[str, Any]
 
 
