@@ -33,6 +33,8 @@ _LINE_SECONDS, _STILL_SECONDS = 1.0, 10.0
 """At least between two lines of rounds; at most between two lines of a stage that has no rounds."""
 _GRACE_SECONDS = 60.0
 """After the limit; a call that Python cannot interrupt ends the process then."""
+_REPORT_SECONDS = 5.0
+"""After a limit in the midst of rounds, for figures of the whole ones."""
 MINUTES_HELP = "Time limit; what is not measured by then is left out, and named."
 
 
@@ -128,13 +130,22 @@ class Benchmark:
                 break
             began = time.monotonic()
             number = f"round {turn - warmup + 1} of {rounds}" if turn >= warmup else f"warm-up {turn + 1} of {warmup}"
-            for name, action in order.sample(sorted(actions.items(), key=itemgetter(0)), len(actions)):
-                if turn == 0 or time.monotonic() - self._spoke > _LINE_SECONDS:
-                    self.say(f"{self._stage}: {name}, {number}")
-                started = time.perf_counter()
-                action()
-                if turn >= warmup:
-                    seconds[name].append(time.perf_counter() - started)
+            try:
+                for name, action in order.sample(sorted(actions.items(), key=itemgetter(0)), len(actions)):
+                    if turn == 0 or time.monotonic() - self._spoke > _LINE_SECONDS:
+                        self.say(f"{self._stage}: {name}, {number}")
+                    started = time.perf_counter()
+                    action()
+                    if turn >= warmup:
+                        seconds[name].append(time.perf_counter() - started)
+            except _LimitReached:
+                if turn <= warmup:
+                    raise
+                measured = f"{turn - warmup} of {rounds}"
+                self.rounds[self._stage] = measured
+                self.leave_out(f"{self._stage}: rounds after {measured}")
+                signal.setitimer(signal.ITIMER_REAL, _REPORT_SECONDS)
+                return {name: values[: turn - warmup] for name, values in seconds.items()}
             longest = max(longest, time.monotonic() - began) if turn else 0.0  # the first one compiles and loads
         return seconds
 

@@ -66,6 +66,16 @@ def test_a_stage_that_does_not_end_is_named_and_what_was_found_is_printed(capsys
     assert "left out: endless" in err.splitlines()[-1]
 
 
+def test_whole_rounds_before_the_limit_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    naps = iter([0.1, 0.1, 60.0])
+    with Benchmark(minutes=0.5 / 60) as benchmark, benchmark.stage("naps"):
+        taken = benchmark.interleaved({"nap": lambda: time.sleep(next(naps))}, rounds=100, warmup=0)
+        benchmark.found(naps=len(taken["nap"]))
+        time.sleep(60)
+    found = last(capsys.readouterr().out)
+    assert (found["naps"], found["rounds_cut"]) == (2, {"naps": "2 of 100"})
+
+
 def test_an_error_prints_no_figures(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ZeroDivisionError), Benchmark(minutes=1):
         _ = 1 / 0
