@@ -1,4 +1,15 @@
-"""A search as one self-contained HTML page: its trials, their front and its growth, importances, the best recipe."""
+"""A search as one self-contained HTML page: its trials, their front and its growth, importances, the best recipe.
+
+Why the figures are not those of `optuna.visualization` (5.0):
+
+- `plot_pareto_front` takes no further point such as the base recipe, does not number the front's trials, and shows two
+  or three objectives.
+- `plot_hypervolume_history` follows the trials' numbers, not the order in which parallel trials ended, leaves out those
+  that were stopped, and gives the volume in the objectives' units, not as a share of its box.
+- `plot_param_importances` of several objectives asks PED-ANOVA what makes each value low, also where high is good
+  (`analysis.search.importances` turns the sign), and takes the parameters' distributions, which `search.json` does
+  not keep.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""A search as one picture for papers: trials and their front, the front's growth, importances. matplotlib."""
+"""A search as one picture for papers: trials and their front, the front's growth, importances. matplotlib.
+
+`optuna.visualization.matplotlib` (5.0) is not used: each of its functions makes a figure of its own, takes no axes, and
+sets the style "ggplot" for the whole process, so three of them do not make one picture. `analysis.search_page` says
+what else its figures lack.
+"""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
 """Which timm models work with which granularity: the smallest model of every family of timm, each in a process of its
-own with a time limit. Prints the table of docs/BACKBONES.md.
+own with a time limit. Prints the table of docs/BACKBONES.md, and a JSON line.
 
     python -m benchmarks.backbones > table.md               # an hour on one core
     python -m benchmarks.backbones --only resnet18 vgg11    # some models
 
 A row comes of `prunnet doctor backbone NAME --image-size SIDE --train`, at 64 pixels or the size that the model is
-made for. `works`, or the line that a user would read.
+made for. `works`, or the line that a user would read. Ends after `--minutes 90`; models that are left out by then are
+named on the JSON line.
 """
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import time
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import timm
 
+from benchmarks.common import Benchmark, parser_of
 from prunnet.config.granularities import GRANULARITIES
 
 MODELS = """
@@ -57,12 +58,15 @@ class Found:
     seconds: float
 
 
-def look(name: str, limit: float) -> Found:
-    """Runs doctor at 64 pixels, or at the model's own size if it does not take 64."""
+def look(name: str, limit: float, benchmark: Benchmark) -> Found | None:
+    """Runs doctor at 64 pixels, or at the model's own size if it does not take 64; None when no time is left."""
+    if benchmark.left <= 0:
+        return None
+    benchmark.say(name)
     own = int(timm.get_pretrained_cfg(name).input_size[-1])  # type: ignore[union-attr]
     started = time.monotonic()
     for size in dict.fromkeys((64, own)):
-        said = doctor(name, size, limit)
+        said = doctor(name, size, min(limit, max(benchmark.left, 1.0)))
         if not all("does not take an image" in line for line in said.values()):
             break
     return Found(name, size, said, time.monotonic() - started)
@@ -112,17 +116,24 @@ def row(found: Found) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, minutes=90)
     parser.add_argument("--only", nargs="*", default=[], help="Models of timm.")
     parser.add_argument("--limit", type=float, default=300.0, help="Seconds a model.")
     parser.add_argument("--together", type=int, default=1, help="Models at a time.")
     arguments = parser.parse_args()
     print("| model | px | " + " | ".join(GRANULARITIES) + " |")
     print("|---|---|" + "---|" * len(GRANULARITIES), flush=True)
-    with ThreadPoolExecutor(arguments.together) as pool:
-        for found in pool.map(lambda name: look(name, arguments.limit), arguments.only or MODELS.split()):
+    names = arguments.only or MODELS.split()
+    with Benchmark(arguments.minutes) as benchmark, ThreadPoolExecutor(arguments.together) as pool:
+        benchmark.stage(f"{len(names)} models")
+        looked = pool.map(lambda name: look(name, arguments.limit, benchmark), names)
+        for number, (name, found) in enumerate(zip(names, looked, strict=True), start=1):
+            if found is None:
+                benchmark.leave_out(name)
+                continue
             print(row(found), flush=True)
-            print(f"{found.name}: {found.seconds:.0f} s", file=sys.stderr, flush=True)
+            benchmark.say(f"{name}, {number} of {len(names)}: {found.seconds:.0f} s")
+            benchmark.found(models=number)
 
 
 if __name__ == "__main__":

@@ -4,19 +4,18 @@
 
 ResNet-18 and the batch of `benchmarks.train_step`: forward and backward of one masked pass. `speedup`: how many times
 as fast the compiled one is; `compile_seconds`: its first run, which every worker pays for every shape; `difference`: of
-the largest gradient, by how much both ways differ.
+the largest gradient, by how much both ways differ. Ends after `--minutes 15`.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from benchmarks.common import interleaved, median, precisions, show, speed_of, spread
+from benchmarks.common import Benchmark, median, parser_of, precisions, speed_of, spread
 from benchmarks.train_step import Setting, make
 from prunnet import process
 from prunnet.training.objectives.masked import Both
@@ -38,7 +37,7 @@ class Compiled(Both):
         return logits.float(), features.float()
 
 
-def measure(precision: str, rounds: int) -> dict[str, float]:
+def measure(benchmark: Benchmark, precision: str, rounds: int) -> dict[str, float]:
     trainer, _, inputs, labels = make(Setting("cpu", 32, 64, rounds), precision)
     objective = trainer.objective
     assert isinstance(objective, PrunNet)
@@ -50,13 +49,14 @@ def measure(precision: str, rounds: int) -> dict[str, float]:
         objective._both = ways[way]
         return objective._pass([(inputs, labels, ())], 1).pending.wait()
 
+    benchmark.say(f"{precision}: compiling")
     started = time.perf_counter()
     found = one("compiled")
     seconds = time.perf_counter() - started
     expected = one("eager")
     largest = max(float(e.abs().max()) for e in expected)
     difference = max(float((f - e).abs().max()) for f, e in zip(found, expected, strict=True)) / largest
-    taken = interleaved({way: lambda way=way: one(way) for way in ways}, rounds)  # type: ignore[misc]
+    taken = benchmark.interleaved({way: lambda way=way: one(way) for way in ways}, rounds)  # type: ignore[misc]
     return {
         "speedup": speed_of(taken, "compiled", "eager"),
         "eager_seconds": median(taken["eager"]),
@@ -67,12 +67,15 @@ def measure(precision: str, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, minutes=15)
     parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args().rounds
+    given = parser.parse_args()
     process.prepare(2)
-    fp32, *rest = (measure(precision, rounds) for precision in precisions())
-    show(**fp32, **{f"{name}_bf16": value for bf16 in rest for name, value in bf16.items()})
+    with Benchmark(given.minutes) as benchmark:
+        for precision in precisions():
+            with benchmark.stage(precision):
+                measured = measure(benchmark, precision, given.rounds)
+            benchmark.found(**{f"{n}_bf16" if precision == "bf16" else n: value for n, value in measured.items()})
 
 
 if __name__ == "__main__":

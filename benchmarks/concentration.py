@@ -3,16 +3,16 @@
     python -m benchmarks.concentration runs/methods_omniglot/models
 
 For every network of an ablation that was trained at 20% (alone, or among other capacities): the mean over its layers of
-the sum of squared weights under the 5% mask over that under the 20% mask. One line a network.
+the sum of squared weights under the 5% mask over that under the 20% mask. One line a network. Ends after `--minutes 5`.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
 
+from benchmarks.common import Benchmark, parser_of
 from prunnet.experiments.row_identity import method_name
 from prunnet.networks.files import load_network
 from prunnet.networks.retrieval_net import RetrievalNet
@@ -34,16 +34,19 @@ def share_left(net: RetrievalNet) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, minutes=5)
     parser.add_argument("models", type=Path)
-    lines = []
-    for path in sorted(parser.parse_args().models.glob("*.safetensors")):
-        net, header = load_network(path)
-        train = header["recipe"]["train"]
-        if prunable.layers(net) and KEPT in (train["alone"], *train["capacities"]):
-            name = method_name(train)
-            lines.append(f"{name:<16} seed {train['seed']}  lr {train['lr']:<5g} share left {share_left(net):.3f}")
-    print("\n".join(sorted(lines)))
+    given = parser.parse_args()
+    paths = sorted(given.models.glob("*.safetensors"))
+    with Benchmark(given.minutes) as benchmark, benchmark.stage(f"{len(paths)} files of {given.models}"):
+        for number, path in enumerate(paths, start=1):
+            benchmark.say(f"{path.name}, {number} of {len(paths)}")
+            net, header = load_network(path)
+            train = header["recipe"]["train"]
+            if prunable.layers(net) and KEPT in (train["alone"], *train["capacities"]):
+                share, name = share_left(net), method_name(train)
+                print(f"{name:<16} seed {train['seed']}  lr {train['lr']:<5g} share left {share:.3f}", flush=True)
+            benchmark.found(files=number)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 
 1 to 16 channels, kernels 1 and 3, strides 1 and 2, dense and depthwise, contiguous and channels-last, float32 and
 bfloat16, on maps of 8 x 8 pixels and of one. A line for each kernel, stride, map, layout and type that is wrong
-somewhere. Wrong calls end the child processes that make them, since they damage memory. Two minutes.
+somewhere. Wrong calls end the child processes that make them, since they damage memory. Two minutes;
+ends after `--minutes 10`. Where the CPU emulates bfloat16 it is left out, unless `--emulated` is given.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
-from benchmarks.common import show
+from benchmarks.common import Benchmark, parser_of, precisions
 from prunnet.training.convolutions import Kind, has_avx512, judge, reports
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
-def kinds(sizes: tuple[int, ...], kernels: tuple[int, ...]) -> Iterator[Kind]:
+def kinds(sizes: tuple[int, ...], kernels: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[Kind]:
     """All kinds that are tested, grouped by layout and type."""
-    for last, dtype, kernel, stride, size in itertools.product((False, True), DTYPES, kernels, (1, 2), sizes):
+    for last, dtype, kernel, stride, size in itertools.product((False, True), dtypes, kernels, (1, 2), sizes):
         same = {
             "kernel": (kernel, kernel),
             "stride": (stride, stride),
@@ -50,13 +51,30 @@ def ranges(numbers: set[int]) -> str:
 
 
 def main() -> None:
-    found = reports(list(kinds(sizes=(8, 1), kernels=(1, 3))))
+    parser = parser_of(__doc__, minutes=10)
+    parser.add_argument("--emulated", action="store_true", help="bfloat16 also where the CPU emulates it.")
+    given = parser.parse_args()
+    dtypes = tuple(DTYPES[precision] for precision in (DTYPES if given.emulated else precisions()))
+    with Benchmark(given.minutes) as benchmark:
+        print("| kernel | stride | map | convolution | layout | type | wrong | input channels | what |")
+        print("|---|---|---|---|---|---|---|---|---|")
+        count = bad = 0
+        for dtype in dtypes:
+            asked = list(kinds(sizes=(8, 1), kernels=(1, 3), dtypes=(dtype,)))
+            with benchmark.stage(f"{len(asked)} kinds of {dtype}"):
+                found = reports(asked)
+            print_rows(found)
+            count += len(found)
+            bad += sum(judge(kind, report) is not None for kind, report in found.items())
+            benchmark.found(kinds=count, wrong=bad, avx512=has_avx512())
+
+
+def print_rows(found: dict[Kind, list[float] | str]) -> None:
+    """Rows of the table: the kinds that are wrong."""
     alike: dict[tuple[Kind, bool], dict[Kind, str | None]] = {}
     for kind, report in found.items():
         key = (replace(kind, in_channels=0, out_channels=0, groups=1), kind.groups > 1)
         alike.setdefault(key, {})[kind] = judge(kind, report)
-    print("| kernel | stride | map | convolution | layout | type | wrong | input channels | what |")
-    print("|---|---|---|---|---|---|---|---|---|")
     for (kind, depthwise), judged in alike.items():
         wrong = {one: said for one, said in judged.items() if said is not None}
         if wrong:
@@ -71,8 +89,6 @@ def main() -> None:
                 ", ".join(what),
             )
             print(f"| {' | '.join(cells)} |")
-    bad = sum(judge(kind, report) is not None for kind, report in found.items())
-    show(kinds=len(found), wrong=bad, avx512=has_avx512())
 
 
 if __name__ == "__main__":

@@ -4,18 +4,17 @@
 
 `ratio`: images/s of a subnetwork (cut and embedded, as an actor does it) over images/s of plain inference of the
 network; `ratio_with_calibration` counts the re-estimation of BatchNorm on 1,024 images too. `matrix_seconds`: all
-self- and cross-tests of ten capacities, 5,060 leave-one-out queries, from stored features.
+self- and cross-tests of ten capacities, 5,060 leave-one-out queries, from stored features. Ends after `--minutes 10`.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 
 import numpy as np
 import torch
 
-from benchmarks.common import interleaved, median, show
+from benchmarks.common import Benchmark, median, parser_of
 from prunnet import process
 from prunnet.data.base import MemoryImages
 from prunnet.data.transforms import Preprocessing
@@ -27,7 +26,7 @@ from prunnet.subnetworks.subnet import subnetwork
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, minutes=10)
     parser.add_argument("--images", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
@@ -50,9 +49,26 @@ def main() -> None:
     def calibrated() -> None:
         subnetwork(net, 0.2).calibrate(calibration_batches(calibration, preprocessing, 256))
 
-    taken = interleaved({"plain": plain, "cut": cut, "calibrate": calibrated}, arguments.rounds, warmup=1)
-    seconds = {name: median(values) for name, values in taken.items()}
+    with Benchmark(arguments.minutes) as benchmark:
+        with benchmark.stage("inference"):
+            actions = {"plain": plain, "cut": cut, "calibrate": calibrated}
+            taken = benchmark.interleaved(actions, arguments.rounds, warmup=1)
+            seconds = {name: median(values) for name, values in taken.items()}
+            # Both timings hold the seconds to cut a subnetwork.
+            alone = median(benchmark.interleaved({"cut alone": lambda: subnetwork(net, 0.2)}, 3, warmup=1)["cut alone"])
+        benchmark.found(
+            ratio=seconds["plain"] / seconds["cut"],
+            plain_images_per_second=arguments.images / seconds["plain"],
+            capacity_images_per_second=arguments.images / seconds["cut"],
+            ratio_with_calibration=seconds["plain"] / (seconds["cut"] + seconds["calibrate"] - alone),
+            calibrate_seconds=seconds["calibrate"],
+        )
+        with benchmark.stage("matrix of ten capacities"):
+            benchmark.found(matrix_seconds=seconds_of_matrix(rng))
 
+
+def seconds_of_matrix(rng: np.random.Generator) -> float:
+    """Of all self- and cross-tests of ten capacities."""
     features = {}
     labels = np.repeat(np.arange(253), 20)
     centres = rng.normal(size=(253, 256))
@@ -64,21 +80,9 @@ def main() -> None:
     junk = [np.array([q]) for q in range(len(labels))]
     started = time.perf_counter()
     matrix = compatibility_matrix(features, relevant, junk)
-    matrix_seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started
     assert len(matrix) == 100
-    show(
-        ratio=seconds["plain"] / seconds["cut"],
-        matrix_seconds=matrix_seconds,
-        plain_images_per_second=arguments.images / seconds["plain"],
-        capacity_images_per_second=arguments.images / seconds["cut"],
-        ratio_with_calibration=seconds["plain"] / (seconds["cut"] + seconds["calibrate"] - cut_alone(net)),
-        calibrate_seconds=seconds["calibrate"],
-    )
-
-
-def cut_alone(net: RetrievalNet) -> float:
-    """Seconds to cut a subnetwork, which both timings hold."""
-    return median(interleaved({"cut": lambda: subnetwork(net, 0.2)}, 3, warmup=1)["cut"])
+    return seconds
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ With `--model` it is the cuts of a trained network, at its own image size. Sever
 each other, whose idle threads spin, so it takes one thread only.
 
 Last line: JSON, `speedup_channel_0.5`, `speedup_channel_0.25`, `speedup_weight_0.5` (`--model`: of its granularity).
+Ends after `--minutes 10`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from benchmarks.common import interleaved, median, show, speed_of, spread
+from benchmarks.common import MINUTES_HELP, Benchmark, median, speed_of, spread
 from prunnet import RetrievalNet, subnetwork
 from prunnet.data.transforms import Preprocessing
 from prunnet.export.latency import runner_of
@@ -68,6 +69,7 @@ def main(
     threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 2,
     rounds: Annotated[int, typer.Option(help="Of all networks.")] = 60,
     runtime: Annotated[str, typer.Option(help="eager or compile; with --model also onnxruntime.")] = "eager",
+    minutes: Annotated[float, typer.Option(help=MINUTES_HELP)] = 10.0,
 ) -> None:
     device = "cuda" if torch.cuda.is_available() and model is None else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
@@ -81,7 +83,8 @@ def main(
             print(f"{name}: {use_sparse_kernels(plain)} linear layers on kernels for 2:4")
         return torch.compile(plain) if runtime == "compile" else plain
 
-    with tempfile.TemporaryDirectory() as folder:
+    with Benchmark(minutes) as benchmark, tempfile.TemporaryDirectory() as folder:
+        benchmark.stage("cutting networks")
         if model is None:
             kinds = (*CUTS, ("nm", 0.5)) if device == "cuda" else CUTS
             made = {"dense": cut_network(backbone, "weight", 1.0, size)}
@@ -104,14 +107,19 @@ def main(
 
             return once
 
-        taken = interleaved({name: timed(run) for name, run in runners.items()}, rounds, warmup=10)
-    print(f"{model or backbone}, {runtime}, {dtype}, batch {batch}, {size} px, {rounds} rounds, all in each")
-    for name, cost in costs.items():
-        times, ratio, share = taken[name], speed_of(taken, name, "dense"), cost.macs / cost.macs_dense
+        with benchmark.stage(f"{runtime}, batch {batch}"):
+            taken = benchmark.interleaved({n: timed(run) for n, run in runners.items()}, rounds, warmup=10)
+        benchmark.found(**{f"speedup_{name}": speed_of(taken, name, "dense") for name in costs if name != "dense"})
         print(
-            f"{name:14} {1e3 * median(times):8.2f} ms  +-{spread(times):4.0%}  {ratio:5.2f} x  {share:6.1%} of the MACs"
+            f"{model or backbone}, {runtime}, {dtype}, batch {batch}, {size} px, "
+            f"{len(taken['dense'])} rounds, all in each"
         )
-    show(**{f"speedup_{name}": speed_of(taken, name, "dense") for name in costs if name != "dense"})
+        for name, cost in costs.items():
+            times, ratio, share = taken[name], speed_of(taken, name, "dense"), cost.macs / cost.macs_dense
+            print(
+                f"{name:14} {1e3 * median(times):8.2f} ms  +-{spread(times):4.0%}  {ratio:5.2f} x  "
+                f"{share:6.1%} of the MACs"
+            )
 
 
 if __name__ == "__main__":

@@ -5,12 +5,12 @@
 One sequential epoch each, all in one run, taking turns: `folder` reads and decodes JPEG files, `packed` the same
 images from a store, `decode` the same bytes held in memory. Everything ends as 224 px pixels in batches of 64. Files
 are in the page cache, so what is compared is the software, not the disk. `open_ratio` is the time to open a store of
-`--many` rows and read an image against one of a hundredth; `read_us` the time to read one image's bytes.
+`--many` rows and read an image against one of a hundredth; `read_us` the time to read one image's bytes. Ends
+after `--minutes 15`.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import tempfile
 import time
@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from benchmarks.common import interleaved, median, show, speed_of
+from benchmarks.common import Benchmark, median, parser_of, speed_of
 from prunnet import data
 from prunnet.config.recipe import DataConfig
 from prunnet.data import packed
@@ -100,11 +100,12 @@ def seconds_to_open(folder: Path, rows: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, minutes=15)
     for name, default in (("images", 1280), ("side", 320), ("rounds", 11), ("many", 400_000)):
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
+    with Benchmark(given.minutes) as benchmark, tempfile.TemporaryDirectory() as temporary:
+        benchmark.stage(f"making {given.images} images")
         root, store = Path(temporary) / "images", Path(temporary) / "store"
         photographs(root, given.images, given.side)
         config = DataConfig(name="imagefolder", root=str(root), image_size=224, resize=256, channels=3)
@@ -117,21 +118,23 @@ def main() -> None:
         sources: dict[str, Encoded] = {"folder": listing.files, "packed": packed.read(store).files, "decode": held}
         sets = {n: ImageFiles(f, rows, rows, preprocessing, crop=True) for n, f in sources.items()}
         actions = {f"{n}_{p}": epoch(s, p) for p in (1, 2) for n, s in sets.items()}
-        taken = interleaved(actions, given.rounds, warmup=1)
+        with benchmark.stage("epochs"):
+            taken = benchmark.interleaved(actions, given.rounds, warmup=1)
         rates = {name: len(rows) // BATCH * BATCH / median(seconds) for name, seconds in taken.items()}
-        microseconds = {name: microseconds_to_read(sources[name]) for name in ("folder", "packed")}
-        few, many = (seconds_to_open(Path(temporary) / f"s{n}", n) for n in (given.many // 100, given.many))
-    show(
-        folder=[round(rates[f"folder_{p}"], 1) for p in (1, 2)],
-        packed=[round(rates[f"packed_{p}"], 1) for p in (1, 2)],
-        decode=[round(rates[f"decode_{p}"], 1) for p in (1, 2)],
-        read_us={name: round(microseconds[name], 1) for name in ("folder", "packed")},
-        packed_of_decode=[round(speed_of(taken, f"packed_{p}", f"decode_{p}"), 3) for p in (1, 2)],
-        packed_of_folder=[round(speed_of(taken, f"packed_{p}", f"folder_{p}"), 3) for p in (1, 2)],
-        open_seconds=many,
-        open_ratio=many / few,
-        arrow=pa.__version__,
-    )
+        benchmark.found(
+            folder=[round(rates[f"folder_{p}"], 1) for p in (1, 2)],
+            packed=[round(rates[f"packed_{p}"], 1) for p in (1, 2)],
+            decode=[round(rates[f"decode_{p}"], 1) for p in (1, 2)],
+            packed_of_decode=[round(speed_of(taken, f"packed_{p}", f"decode_{p}"), 3) for p in (1, 2)],
+            packed_of_folder=[round(speed_of(taken, f"packed_{p}", f"folder_{p}"), 3) for p in (1, 2)],
+            arrow=pa.__version__,
+        )
+        with benchmark.stage("reading bytes"):
+            microseconds = {name: microseconds_to_read(sources[name]) for name in ("folder", "packed")}
+            benchmark.found(read_us={name: round(value, 1) for name, value in microseconds.items()})
+        with benchmark.stage(f"opening stores of up to {given.many} rows"):
+            few, many = (seconds_to_open(Path(temporary) / f"s{n}", n) for n in (given.many // 100, given.many))
+            benchmark.found(open_seconds=many, open_ratio=many / few)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ browser with an empty profile each time; the page itself says how long it took, 
 debugger is attached. Beside it a page of ten rows: what that takes is the floor. To make: all files of `prunnet report`
 from a results folder in a process of its own, without the imports; the peak is that of its resident memory, imports
 included. Last line: JSON, `open_s`, `floor_s`, `page_mb`, `write_s`, `make_s`, `make_mb`, and `import_mb`, what the
-process held before it began.
+process held before it began. Ends after `--minutes 15`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import typer
 
 from analysis import report
 from analysis.frame import Frame
-from benchmarks.common import median, show
+from benchmarks.common import MINUTES_HELP, Benchmark, median
 from prunnet.results.table import write_part
 
 FLAGS = (
@@ -154,20 +154,26 @@ def main(
     rounds: Annotated[int, typer.Option(help="Times that each page is opened.")] = 7,
     made_of: Annotated[int, typer.Option(help="Rows of the report that is made.")] = 200_000,
     only_make: Annotated[bool, typer.Option("--only-make", help="Open no page.")] = False,
+    minutes: Annotated[float, typer.Option(help=MINUTES_HELP)] = 15.0,
 ) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with Benchmark(minutes) as benchmark:
+        measure(benchmark, count, rounds, made_of, only_make)
+
+
+def measure(benchmark: Benchmark, count: int, rounds: int, made_of: int, only_make: bool) -> None:
+    with benchmark.stage(f"making a report of {made_of:,} rows"), tempfile.TemporaryDirectory() as folder:
         make_s, make_mb, import_mb = made(Path(folder), made_of)
     print(f"made of {made_of:,} rows: {make_s:.1f} s, {make_mb:,.0f} MB, {import_mb:,.0f} before", flush=True)
-    making = {"make_s": make_s, "make_mb": make_mb, "import_mb": import_mb}
+    benchmark.found(make_s=make_s, make_mb=make_mb, import_mb=import_mb)
     if only_make:
-        return show(**making)
+        return
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         raise typer.BadParameter("no chromium here: apt-get install chromium")
     ear, wrote = Ear(), 0.0
-    taken: dict[str, list[float]] = {"floor": [], "full": []}
     with tempfile.TemporaryDirectory() as folder:
-        pages = {name: Path(folder) / f"{name}.html" for name in taken}
+        pages = {name: Path(folder) / f"{name}.html" for name in ("floor", "full")}
+        benchmark.stage(f"writing a page of {count:,} rows")
         for name, size in (("floor", 10), ("full", count)):
             started = time.perf_counter()
             text = report.render(Frame(rows(size)), title=name, command="-", recipe="-")
@@ -176,11 +182,16 @@ def main(
         for name, page in pages.items():
             opened(chromium, page, ear)  # the file and the program are read from the disk once
             print(f"{name}: {page.stat().st_size / 1e6:.1f} MB", flush=True)
-        for _ in range(rounds):
-            for name, page in pages.items():
-                taken[name].append(opened(chromium, page, ear))
-        megabytes = pages["full"].stat().st_size / 1e6
-    show(open_s=median(taken["full"]), floor_s=median(taken["floor"]), page_mb=megabytes, write_s=wrote, **making)
+        benchmark.found(write_s=wrote, page_mb=pages["full"].stat().st_size / 1e6)
+        taken: dict[str, list[float]] = {name: [] for name in pages}
+        with benchmark.stage("opening pages"):
+            # Not the seconds of the browser's process but what the page itself says.
+            benchmark.interleaved(
+                {n: lambda n=n, page=page: taken[n].append(opened(chromium, page, ear)) for n, page in pages.items()},  # type: ignore[misc]
+                rounds,
+                warmup=0,
+            )
+        benchmark.found(open_s=median(taken["full"]), floor_s=median(taken["floor"]))
 
 
 if __name__ == "__main__":

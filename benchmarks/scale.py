@@ -5,7 +5,8 @@
 Counted here: the network's tensors, a features folder, a row of the table. Measured elsewhere: `--ratio` (a step of
 N + 1 passes against a dense one, `benchmarks.train_step`) and `--overhead-ms` (of a unit beyond its work,
 `benchmarks.sweep`). Given, and of no machine in particular: `--rate`, dense training images/s of one GPU, and `--gbit`,
-the network of a node in Gbit/s. Prints the tables of docs/SCALE.md.
+the network of a node in Gbit/s. Prints the tables of docs/SCALE.md. Ends after
+`--minutes 5`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import show
+from benchmarks.common import Benchmark, parser_of
 from prunnet import results
 from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.pruning import prunable
@@ -31,10 +32,16 @@ FORWARD = 3.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, minutes=5)
     for name, default in (("ratio", 5.1), ("overhead-ms", 10.0), ("rate", 1000.0), ("gbit", 100.0), ("batch", 512.0)):
         parser.add_argument(f"--{name}", type=float, default=default)
     given = parser.parse_args()
+    with Benchmark(given.minutes) as benchmark:
+        count(benchmark, given)
+
+
+def count(benchmark: Benchmark, given: argparse.Namespace) -> None:
+    benchmark.stage("counting the network's tensors")
     net = RetrievalNet("resnet18", CLASSES, embedding_dim=256)
     masked = sum(layer.get_parameter("weight").numel() for layer in prunable.layers(net).values())
     every = sum(p.numel() for name, p in net.named_parameters() if not name.endswith(".score"))
@@ -71,15 +78,16 @@ def main() -> None:
         waves = -(-CAPACITIES // gpus)
         read = 2 * features * CAPACITIES
         print(f"| {gpus} | {waves * unit / 3600:.2f} | {CAPACITIES * features / 1e9:.0f} | {read / 1e9:.0f} | {rows} |")
-    show(
+    benchmark.found(
         prunable=masked,
         others=every - masked,
         step_megabytes=moved / 1e6,
         efficiency=found,
-        row_bytes=bytes_of_a_row(),
         gallery_features_bytes=features,
         checkpoint_bytes=4 * (2 * (every + masked)),
     )
+    with benchmark.stage("writing parts of the table"):
+        benchmark.found(row_bytes=bytes_of_a_row())
 
 
 def bytes_of_a_row(parts: int = 100) -> float:

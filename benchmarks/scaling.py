@@ -4,11 +4,11 @@
 
 `efficiency` = units x seconds / (workers x makespan), at 1, 2, 4, … workers: the pool of `cluster.pool`, actors warm,
 each unit a sleep, on at most four raylets of one machine. So it measures how work is handed out, not how it is done.
+Ends after `--minutes 30`.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import time
@@ -23,7 +23,7 @@ import matplotlib.pyplot as plt
 import ray
 from ray.cluster_utils import Cluster
 
-from benchmarks.common import show
+from benchmarks.common import Benchmark, parser_of
 from cluster.pool import Pool
 
 RAYLETS = 4
@@ -71,27 +71,26 @@ def plot(found: dict[int, float], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, minutes=30)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--units", type=int, default=8, help="of each worker")
     parser.add_argument("--workers", type=int, default=64, help="up to so many, doubled from 1")
     parser.add_argument("--plot", type=Path, default=None)
     given = parser.parse_args()
-    found, spans = {}, {}
-    workers = 1
-    while workers <= given.workers:
-        found[workers], spans[workers] = efficiency(workers, given.units, given.seconds)
-        print(f"{workers:4} workers: {given.units * workers} units in {spans[workers]:.1f} s, {found[workers]:.3f}")
-        workers *= 2
-    if given.plot:
-        plot(found, given.plot)
-    show(
-        efficiency={str(n): round(value, 4) for n, value in found.items()},
-        unit_seconds=given.seconds,
-        units_a_worker=given.units,
-        raylets=RAYLETS,
-        ray=ray.__version__,
-    )
+    found: dict[int, float] = {}
+    with Benchmark(given.minutes) as benchmark:
+        benchmark.found(unit_seconds=given.seconds, units_a_worker=given.units, raylets=RAYLETS, ray=ray.__version__)
+        workers = 1
+        while workers <= given.workers:
+            with benchmark.stage(f"{workers} of {given.workers} workers"):
+                found[workers], span = efficiency(workers, given.units, given.seconds)
+            print(
+                f"{workers:4} workers: {given.units * workers} units in {span:.1f} s, {found[workers]:.3f}", flush=True
+            )
+            benchmark.found(efficiency={str(n): round(value, 4) for n, value in found.items()})
+            workers *= 2
+        if given.plot:
+            plot(found, given.plot)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ resnet18 (released stem, 32 px, 4 subnetworks, fp32), batch 64 shared by the wor
 loopback. `speedup_2`: seconds of a step of one worker over those of two (the ideal is 2, or what two cores give at
 once: `compute_2` is the same without any communication). `hidden_share`: the part of the all-reduces' own time that
 a step does not show. `sharded_ratio`: the time of a reduce-scatter of all passes' gradients and an all-gather of the
-one result (weights and scores) over that of the all-reduces: what sharding the integration would make of it.
+one result (weights and scores) over that of the all-reduces: what sharding the integration would make of it. Ends after
+`--minutes 10`.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 from collections.abc import Callable
@@ -24,7 +24,7 @@ import torch.distributed as dist
 import torch.multiprocessing as processes
 from torch import Tensor
 
-from benchmarks.common import interleaved, median, show
+from benchmarks.common import Benchmark, median, parser_of
 from prunnet import process
 from prunnet.config.recipe import TrainConfig
 from prunnet.data.base import MemoryImages
@@ -76,8 +76,22 @@ def collectives(trainer: Trainer) -> dict[str, Callable[[], object]]:
     return {"reduced": reduced, "sharded": sharded}
 
 
-def worker(rank: int, world: int, rounds: int, folder: str) -> None:
-    """Measures in one process of `world`; the first writes medians to the folder."""
+class Quiet(Benchmark):
+    """Of a worker beside the one that speaks."""
+
+    def say(self, text: str) -> None:
+        """Says nothing."""
+
+
+def agreed(more: bool) -> bool:
+    """Whether all workers have time for another round: each must take the same ones."""
+    votes = torch.tensor(int(more))
+    dist.all_reduce(votes, dist.ReduceOp.MIN)
+    return bool(votes)
+
+
+def worker(rank: int, world: int, rounds: int, folder: str, minutes: float) -> None:
+    """Measures in one process of `world`; the first writes medians and the rounds to the folder."""
     process.prepare(1)
     if world > 1:
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world)}
@@ -93,33 +107,44 @@ def worker(rank: int, world: int, rounds: int, folder: str) -> None:
             dist.barrier()
 
         actions = {"step": lambda: step(loud), "silent": lambda: step(silent), **collectives(trainer)}
-    taken = interleaved(actions, rounds, warmup=3)
+    benchmark = Quiet(minutes) if rank else Benchmark(minutes)
+    with benchmark.stage(f"{world} workers"):
+        taken = benchmark.interleaved(actions, rounds, warmup=3, agree=agreed if world > 1 else bool)
     if rank == 0:
-        torch.save({name: median(seconds) for name, seconds in taken.items()}, Path(folder) / "found.pt")
+        found = {name: median(seconds) for name, seconds in taken.items()}
+        torch.save((found, len(taken["step"])), Path(folder) / "found.pt")
     if world > 1:
         dist.destroy_process_group()
 
 
-def measured(world: int, rounds: int) -> dict[str, float]:
+def measured(world: int, rounds: int, minutes: float) -> tuple[dict[str, float], int]:
+    """(median seconds by action, rounds) of so many workers."""
     with tempfile.TemporaryDirectory() as folder:
-        processes.spawn(worker, (world, rounds, folder), nprocs=world)
+        processes.spawn(worker, (world, rounds, folder, minutes), nprocs=world, daemon=True)
         return torch.load(Path(folder) / "found.pt")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, minutes=10)
     parser.add_argument("--rounds", type=int, default=12)
-    rounds = parser.parse_args().rounds
-    one, two = measured(1, rounds), measured(2, rounds)
-    show(
-        speedup_2=one["step"] / two["step"],
-        compute_2=one["step"] / two["silent"],
-        hidden_share=1 - max(0.0, two["step"] - two["silent"]) / two["reduced"],
-        sharded_ratio=two["sharded"] / two["reduced"],
-        step_seconds_1=one["step"],
-        step_seconds_2=two["step"],
-        communication_seconds=two["reduced"],
-    )
+    given = parser.parse_args()
+    with Benchmark(given.minutes) as benchmark:
+        one, rounds = measured(1, given.rounds, benchmark.left / 120)
+        benchmark.found(step_seconds_1=one["step"], rounds_1=rounds)
+        two, rounds = measured(2, given.rounds, benchmark.left / 60 - 0.5)
+        benchmark.found(**compared(one, two), rounds_2=rounds)
+
+
+def compared(one: dict[str, float], two: dict[str, float]) -> dict[str, float]:
+    """Figures of two workers against one."""
+    return {
+        "speedup_2": one["step"] / two["step"],
+        "compute_2": one["step"] / two["silent"],
+        "hidden_share": 1 - max(0.0, two["step"] - two["silent"]) / two["reduced"],
+        "sharded_ratio": two["sharded"] / two["reduced"],
+        "step_seconds_2": two["step"],
+        "communication_seconds": two["reduced"],
+    }
 
 
 if __name__ == "__main__":

@@ -5,18 +5,18 @@
 The gallery is a memory-mapped .npy file. `seconds` is `retrieval.exact_search`; `numpy_seconds` the same by matrix
 products and `argpartition` in chunks of queries, timed on a part of them and scaled. `peak_mib` is the process' peak of
 resident memory less what was resident before, mapped pages of the gallery included.
+Ends after `--minutes 15`.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import show
+from benchmarks.common import Benchmark, parser_of
 from benchmarks.metrics import Peak
 from prunnet.retrieval import map_at_k
 from prunnet.retrieval.exact_search import search
@@ -53,31 +53,27 @@ def by_numpy(queries: np.ndarray, gallery: np.ndarray, depth: int) -> np.ndarray
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, minutes=15)
     for name, default in (("queries", 1000), ("gallery", 1_000_000), ("dim", 256), ("depth", 100)):
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with Benchmark(given.minutes) as benchmark, tempfile.TemporaryDirectory() as folder:
+        benchmark.stage(f"making {given.gallery} embeddings")
         queries, gallery, relevant = make(Path(folder), given.queries, given.gallery, given.dim)
-        with Peak() as peak:
+        with benchmark.stage("exact search"), Peak() as peak:
             started = time.perf_counter()
             ranks, _ = search(queries, gallery, given.depth)
             seconds = time.perf_counter() - started
             score = map_at_k(ranks, relevant, given.depth)
+        benchmark.found(seconds=seconds, peak_mib=peak.mib, map_at_100=score)
         sample = min(64, given.queries)
-        started = time.perf_counter()
-        theirs = by_numpy(queries[:sample], gallery, given.depth)
-        numpy_seconds = (time.perf_counter() - started) * given.queries / sample
+        with benchmark.stage(f"numpy, {sample} queries"):
+            started = time.perf_counter()
+            theirs = by_numpy(queries[:sample], gallery, given.depth)
+            numpy_seconds = (time.perf_counter() - started) * given.queries / sample
         same = float((theirs == ranks[:sample]).mean())  # blocked products round differently, so near ties may swap
-    assert same > 0.99, same
-    show(
-        seconds=seconds,
-        numpy_seconds=numpy_seconds,
-        peak_mib=peak.mib,
-        map_at_100=score,
-        agreement=same,
-        numpy_queries_timed=sample,
-    )
+        assert same > 0.99, same
+        benchmark.found(numpy_seconds=numpy_seconds, agreement=same, numpy_queries_timed=sample)
 
 
 if __name__ == "__main__":

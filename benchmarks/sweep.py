@@ -5,11 +5,11 @@
 `overhead_ms`: median over units, on one warm actor, of the driver's wait less the unit's own time; images are packed in
 the actor's memory. `first_result_s`: from the start of `sweeps/capacity.py`, with a trained network, to its first part.
 `rows_per_s`: rows that eight writers put into one results folder, ten a part, every part synced and read back.
+Ends after `--minutes 10`.
 """
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import multiprocessing.synchronize
 import os
@@ -24,7 +24,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a cluster of this process,
 
 import ray
 
-from benchmarks.common import median, show, spread
+from benchmarks.common import Benchmark, median, parser_of, spread
 from cluster.evaluation import Subject, start_actor
 from cluster.session import session
 from prunnet import data, results
@@ -79,12 +79,16 @@ def seconds_to_first_result(folder: Path) -> float:
         subprocess.run(["rm", "-r", str(folder / "job" / kind)], check=True)
     started = time.perf_counter()
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    while not list(folder.glob("job/results/part-*.parquet")):
-        assert job.poll() is None, "the job ended without a result"
-        time.sleep(0.01)
-    seconds = time.perf_counter() - started
-    assert job.wait() == 0
-    return seconds
+    try:
+        while not list(folder.glob("job/results/part-*.parquet")):
+            assert job.poll() is None, "the job ended without a result"
+            time.sleep(0.01)
+        seconds = time.perf_counter() - started
+        assert job.wait() == 0
+        return seconds
+    finally:
+        if job.poll() is None:
+            job.terminate()
 
 
 def write(folder: str, writer: int, parts: int, barrier: multiprocessing.synchronize.Barrier) -> None:
@@ -100,7 +104,9 @@ def write(folder: str, writer: int, parts: int, barrier: multiprocessing.synchro
 def rows_per_second(folder: Path, rows: int) -> float:
     context = multiprocessing.get_context("spawn")
     parts, barrier = rows // (WRITERS * ROWS_A_PART), context.Barrier(WRITERS + 1)
-    writers = [context.Process(target=write, args=(str(folder), n, parts, barrier)) for n in range(WRITERS)]
+    writers = [
+        context.Process(target=write, args=(str(folder), n, parts, barrier), daemon=True) for n in range(WRITERS)
+    ]
     for process in writers:
         process.start()
     barrier.wait()
@@ -114,26 +120,21 @@ def rows_per_second(folder: Path, rows: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, minutes=10)
     parser.add_argument("--units", type=int, default=40)
     parser.add_argument("--rows", type=int, default=4000)
     given = parser.parse_args()
     recipe = load_recipe(None, [*SETTINGS, "cluster.workers=1", "cluster.actors=1"])
-    with tempfile.TemporaryDirectory() as temporary:
+    with Benchmark(given.minutes) as benchmark, tempfile.TemporaryDirectory() as temporary:
+        benchmark.found(ray=ray.__version__)
         folder = Path(temporary)
-        with session(recipe.cluster):
+        with benchmark.stage("overhead of units"), session(recipe.cluster):
             waits = unit_overhead(recipe, folder, given.units)
-        first = seconds_to_first_result(folder)
-        rate = rows_per_second(folder / "table", given.rows)
-    show(
-        overhead_ms=median(waits),
-        overhead_spread=spread(waits),
-        first_result_s=first,
-        rows_per_s=rate,
-        units=given.units,
-        writers=WRITERS,
-        ray=ray.__version__,
-    )
+        benchmark.found(overhead_ms=median(waits), overhead_spread=spread(waits), units=given.units)
+        with benchmark.stage("first result of the main job"):
+            benchmark.found(first_result_s=seconds_to_first_result(folder))
+        with benchmark.stage("rows of eight writers"):
+            benchmark.found(rows_per_s=rows_per_second(folder / "table", given.rows), writers=WRITERS)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,11 @@ resnet18 (released stem, 32 px, batch 64, 4 subnetworks, 1 process, 2 threads, S
 is 5 passes for 1: `ratio` 5.0. On a GPU every step waits for the device before its time is taken. `ratio_bf16`: bf16
 autocast, channels-last, against a bf16 dense step. `ratio_channel`: granularity `channel`, whose passes run on the
 channels that are kept (1 + 0.8 + 0.6 + 0.4 + 0.2 of the multiply-adds: the floor is 3.0); `ratio_channel_masked`: the
-same by masks.
+same by masks. Ends after `--minutes 15`; bf16 is left out on a CPU that emulates it.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import interleaved, median, precisions, show, spread
+from benchmarks.common import Benchmark, median, parser_of, precisions, spread
 from prunnet import process
 from prunnet.config.recipe import TrainConfig
 from prunnet.data.base import MemoryImages
@@ -43,14 +42,16 @@ class Setting:
     batch: int
     rounds: int
 
-    def interleaved(self, actions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    def interleaved(
+        self, benchmark: Benchmark, actions: Mapping[str, Callable[[], object]], rounds: int
+    ) -> dict[str, list[float]]:
         """Seconds of each action by turns; on a GPU an action ends when the device has done its work."""
         wait = torch.cuda.synchronize if self.device == "cuda" else lambda: None
 
         def waiting(action: Callable[[], object]) -> Callable[[], object]:
             return lambda: (action(), wait())
 
-        return interleaved({name: waiting(action) for name, action in actions.items()}, rounds, warmup=4)
+        return benchmark.interleaved({name: waiting(action) for name, action in actions.items()}, rounds, warmup=4)
 
 
 def make(
@@ -87,7 +88,7 @@ def dense_step(trainer: Trainer, inputs: torch.Tensor, labels: torch.Tensor) -> 
     return step
 
 
-def shares(setting: Setting, trainer: Trainer, rounds: int) -> dict[str, float]:
+def shares(benchmark: Benchmark, setting: Setting, trainer: Trainer, rounds: int) -> dict[str, float]:
     """Seconds of a step spent on selecting and applying masks, on integration, on communication (none here)."""
     objective = trainer.objective
     assert isinstance(objective, PrunNet)
@@ -101,6 +102,7 @@ def shares(setting: Setting, trainer: Trainer, rounds: int) -> dict[str, float]:
     shapes = [*objective.weights.values(), *objective.readers.values(), *objective.shared.values()]
     passes = [[torch.randn_like(t) for t in shapes] for _ in range(len(count) + 1)]
     taken = setting.interleaved(
+        benchmark,
         {
             "select": objective.update_masks,
             "apply": apply_all,
@@ -112,13 +114,14 @@ def shares(setting: Setting, trainer: Trainer, rounds: int) -> dict[str, float]:
     return {name: median(values) for name, values in taken.items()}
 
 
-def measure(setting: Setting, precision: str) -> dict[str, float]:
+def measure(benchmark: Benchmark, setting: Setting, precision: str) -> dict[str, float]:
     """Ratio of the steps, and what a step of PrunNet spends on what."""
     rounds = setting.rounds
     trainer, dense, inputs, labels = make(setting, precision)
-    taken = setting.interleaved({"dense": dense, "prunnet": lambda: trainer.step(inputs, labels)}, rounds)
+    actions = {"dense": dense, "prunnet": lambda: trainer.step(inputs, labels)}
+    taken = setting.interleaved(benchmark, actions, rounds)
     dense_seconds, step_seconds = median(taken["dense"]), median(taken["prunnet"])
-    parts = shares(setting, trainer, max(5, rounds // 2))
+    parts = shares(benchmark, setting, trainer, max(5, rounds // 2))
     return {
         "ratio": step_seconds / dense_seconds,
         "dense_seconds": dense_seconds,
@@ -132,7 +135,7 @@ def measure(setting: Setting, precision: str) -> dict[str, float]:
     }
 
 
-def measure_channels(setting: Setting, precision: str) -> dict[str, float]:
+def measure_channels(benchmark: Benchmark, setting: Setting, precision: str) -> dict[str, float]:
     """Steps of granularity `channel`, on kept channels and by masks, against a dense step."""
     trainer, dense, inputs, labels = make(setting, precision, "channel")
     objective = trainer.objective
@@ -143,22 +146,27 @@ def measure_channels(setting: Setting, precision: str) -> dict[str, float]:
         trainer.step(inputs, labels)
 
     actions = {"dense": dense, "channel": lambda: step(True), "channel_masked": lambda: step(False)}
-    taken = setting.interleaved(actions, setting.rounds)
+    taken = setting.interleaved(benchmark, actions, setting.rounds)
     return {f"ratio_{n}": median(v) / median(taken["dense"]) for n, v in taken.items() if n != "dense"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, minutes=15)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--side", type=int, default=32, help="pixels of an image's side")
     parser.add_argument("--batch", type=int, default=64)
-    setting = Setting(**vars(parser.parse_args()))
+    given = parser.parse_args()
+    setting = Setting(given.device, given.side, given.batch, given.rounds)
     process.prepare(2)
     started = time.perf_counter()
-    fp32, *rest = (measure(setting, p) | measure_channels(setting, p) for p in precisions())
-    bf16 = {f"{name}_bf16": value for found in rest for name, value in found.items()}
-    show(**fp32, **bf16, seconds=time.perf_counter() - started)
+    with Benchmark(given.minutes) as benchmark:
+        for precision in precisions(given.device):
+            for stage, measured in (("single weights", measure), ("channels", measure_channels)):
+                with benchmark.stage(f"{precision}, {stage}"):
+                    taken = measured(benchmark, setting, precision)
+                benchmark.found(**{f"{n}_bf16" if precision == "bf16" else n: value for n, value in taken.items()})
+        benchmark.found(seconds=time.perf_counter() - started)
 
 
 if __name__ == "__main__":
