@@ -184,7 +184,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(case: str, tmp_path: Path, stop_
         )
 
     expected = hash_after(fresh())
-    recipe = Recipe(train=config)
+    recipe = Recipe(train=config).with_files_seen()
 
     def stop(trainer: Trainer) -> None:
         if trainer.progress.step == min(stop_at, trainer.total_steps - 1):
