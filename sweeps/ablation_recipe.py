@@ -196,7 +196,7 @@ class Ablation:
             return {}
         key, seen = self.file.tuning.key, {}
         by: Literal["own", "dense"] = "own" if name == "independent" else "dense"
-        every = table.to_pylist()
+        every = table.select(["trial_id", "query_capacity", "gallery_capacity", "map"]).to_pylist()
         for value, trial in self._tuning_of(name, table).items():  # by id: a name may have had an earlier definition
             if rows := [r for r in every if r["trial_id"] == trial.id and self._counts(r, by)]:
                 seen[value] = sum(r["map"] for r in rows) / len(rows)
