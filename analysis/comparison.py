@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from analysis import commands
+from analysis.frame import deviation
 from analysis.quantities import Quantity
 from prunnet.results import (
     ResultsError,
@@ -78,7 +79,7 @@ def cell(values: Iterable[float | None], digits: int = 1) -> str:
     known = [v for v in values if v is not None]
     if not known:
         return "-"
-    spread = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
+    spread = f" ± {deviation(known):.{digits}f}" if len(known) > 1 else ""
     return f"{statistics.mean(known):.{digits}f}{spread}"
 
 

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from analysis import commands, plots
+from analysis.frame import deviation
 from prunnet.results import ConfigError, ResultsError, check_output, read, read_packed, write_bytes
 from prunnet.results.table import check_tests
 
@@ -70,7 +71,7 @@ def _draw(axes: Any, rows: Sequence[Row], granularity: str, column: str, unit: f
     capacities = sorted(costs.keys() & worths.keys())
     x = [statistics.mean(costs[c]) / unit for c in capacities]
     y = [100 * statistics.mean(worths[c]) for c in capacities]
-    spread = [100 * statistics.stdev(worths[c]) if len(worths[c]) > 1 else 0.0 for c in capacities]
+    spread = [100 * deviation(worths[c]) for c in capacities]
     seeds = max((len(worths[c]) for c in capacities), default=0)
     name = f"{TITLES.get(granularity, granularity)}, {seeds} seed{'s' if seeds != 1 else ''}"
     axes.errorbar(x, y, spread, marker="o", lw=1, capsize=2, color=colour, label=name)

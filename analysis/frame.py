@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -166,3 +168,10 @@ def _encoded(table: pa.Table) -> pa.Table:
         if field.type == pa.string() and field.name != "unit_key":
             table = table.set_column(at, field.name, table[field.name].dictionary_encode().combine_chunks())
     return table
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Standard deviation of a sample; 0 for fewer than two values, nan where one is not finite."""
+    if not all(map(math.isfinite, values)):
+        return math.nan
+    return statistics.stdev(values) if len(values) > 1 else 0.0

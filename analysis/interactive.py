@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from analysis.frame import Frame
+from analysis.frame import Frame, deviation
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 COSTS = {
@@ -140,7 +140,7 @@ def methods(frame: Frame) -> go.Figure | None:
         figure.add_scatter(
             x=sorted(by_capacity),
             y=[statistics.mean(v) for v in values],
-            error_y={"array": [statistics.stdev(v) if len(v) > 1 else 0 for v in values]},
+            error_y={"array": [deviation(v) for v in values]},
             name=f"{name}, {max(map(len, by_capacity.values()))} seeds",
             line={"color": COLOURS[place % len(COLOURS)]},
         )

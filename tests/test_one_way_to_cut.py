@@ -37,6 +37,7 @@ KINDS: dict[str, dict[str, dict[str, Any]]] = {
     "uniform": {},
     "layer-wise": {},
     "random": {"sweep": {"masks": "random"}},
+    "reconstructed": {"sweep": {"reconstruct": True, "reconstruct_images": 12}, "train": {"granularity": "channel"}},
     "within channels": {"sweep": {"inside": 0.5}, "train": {"granularity": "channel", "channel_multiple": 2}},
 }
 

@@ -271,6 +271,13 @@ class SweepConfig(Section):
     calibrate: bool = True
     """Re-estimate BatchNorm statistics for every subnetwork."""
     calibration_images: Positive = 1024
+    reconstruct: bool = False
+    """Refit the kept weights of every subnetwork, layer by layer, so that each layer puts out what the dense network's
+    does (docs/METHODS.md, section 2, after training). It needs `calibrate`."""
+    reconstruct_images: Positive = 512
+    """reconstruct only: of the calibration images, all in memory at once."""
+    ridge: Annotated[float, Field(gt=0)] = 0.5
+    """reconstruct only: pull towards the trained weights."""
     masks: Literal["scores", "random"] = "scores"
     """random: the control; masks of the same sizes drawn at random instead of by the learned scores."""
     inside: Capacity = 1.0
@@ -287,6 +294,11 @@ class SweepConfig(Section):
     def _some_capacity(self) -> SweepConfig:
         if not self.capacities:
             raise ConfigError("sweep.capacities is empty; valid: one or more numbers in (0, 1]")
+        if self.reconstruct and not self.calibrate:
+            raise ConfigError(
+                "sweep.reconstruct=true makes no sense with sweep.calibrate=false: BatchNorm's statistics are of other "
+                "numbers than refitted layers put out"
+            )
         return self
 
 

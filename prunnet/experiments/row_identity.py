@@ -68,6 +68,7 @@ def identity_columns(
         "weighting": train["weighting"],
         "weighting_exponent": train["exponent"] if train["weighting"] == "cosine" else None,
         "bn_calibration": "on" if sweep.calibrate else "off",
+        "reconstruction": "on" if sweep.reconstruct else None,
         "train_seconds": sum(member.header.train_seconds for member in members.values()),
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +84,15 @@ def plan_units(
     }
 
     def unit(member: MemberId, cut: Cut, calibration: Any = calibration) -> FeaturesUnit:
-        header, layers = networks[member].header, cut.layer_densities
+        header, layers, refit = networks[member].header, cut.layer_densities, cut.reconstruction
+        # Of the whole dense network nothing is refitted: its features are those of a sweep without.
+        changed = refit is not None and not (cut.capacity == 1.0 and cut.within_channel == 1.0 and layers is None)
         key = features_key(
             capacity=cut.capacity,
             weights=header.weights_sha,
             allocation=header.allocation if layers is None else dict(layers),
             calibration=calibration,
+            **({"reconstruction": asdict(refit)} if refit is not None and changed else {}),
             **shared,
         )
         return FeaturesUnit(key, member, cut)

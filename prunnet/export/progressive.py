@@ -61,6 +61,11 @@ class Nested:
         ordered = sorted(cuts, key=lambda cut: cut.capacity)
         if len({cut.capacity for cut in ordered}) != len(ordered) or not ordered:
             raise ConfigError(f"capacities {[cut.capacity for cut in ordered]}: one or more, each once, are needed")
+        if any(cut.reconstructed for cut in ordered):
+            raise ConfigError(
+                "reconstructed subnetworks have weights of their own: a larger one does not hold a smaller one; "
+                "valid: subnetworks of a sweep without sweep.reconstruct"
+            )
         if len({cut.weights_sha for cut in ordered}) > 1:
             raise ConfigError("the subnetworks are of several networks; those of one nest")
         self.net, self.weights_sha = ordered[-1].net, ordered[-1].weights_sha

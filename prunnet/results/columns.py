@@ -96,6 +96,13 @@ OWN = (
     Column("projection_block", str, "identity", "what is projected together"),
     Column("weighting", str, "identity", "how projected gradients are weighted"),
     Column("bn_calibration", str, "identity", "`on` where BatchNorm was re-estimated for the subnetwork, `off`"),
+    Column(
+        "reconstruction",
+        str,
+        "identity",
+        "`on` where the sweep refitted kept layers to the dense network's outputs; null: not",
+        added=True,
+    ),
     Column("runtime", str, "measured", "what ran the network: name and version"),
     Column("device", str, "measured", "`cpu`, or the name of the GPU"),
     Column("git_commit", str, "measured", "of the code, where it is a checkout"),

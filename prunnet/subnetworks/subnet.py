@@ -46,7 +46,10 @@ class Subnetwork:
         self.net, self.capacity, self.masks = net, capacity, masks
         self._weights_sha = weights_sha
         self.calibration: str | None = None
-        """Hash of the images that the BatchNorm statistics were re-estimated on; None: not re-estimated."""
+        """Hash of the images that the BatchNorm statistics were re-estimated on, and of how layers were refitted to
+        them if they were; None: neither."""
+        self.reconstructed = False
+        """Whether its weights are its own (`subnetworks.reconstruction`) instead of the network's."""
         dense = {name: net.get_submodule(name).get_parameter("weight") for name in masks}
         with torch.no_grad():
             self._tensors = {f"{n}.weight": w * masks[n] for n, w in dense.items() if not bool(masks[n].all())}
@@ -56,6 +59,11 @@ class Subnetwork:
     def embedding_dim(self) -> int:
         """Length of an embedding."""
         return int(self.net.spec["embedding_dim"])
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is cut."""
+        return all(bool(mask.all()) for mask in self.masks.values())
 
     @property
     def device(self) -> torch.device:
@@ -98,6 +106,12 @@ class Subnetwork:
             raise ConfigError("calibrate was given no images; valid: one batch of normalised images or more")
         self.calibration = hashing.of_json(seen)
         return self
+
+    def own(self, names: Iterable[str]) -> None:
+        """Parameters, by name, of which this subnetwork gets a copy of its own, to be changed; others that it has, and
+        names that the network does not have, are left out."""
+        of_net = dict(self.net.named_parameters())
+        self._tensors |= {n: of_net[n].detach().clone() for n in names if n in of_net and n not in self._tensors}
 
     @property
     def weights_sha(self) -> str:

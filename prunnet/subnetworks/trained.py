@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,13 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunnet.config.methods import METHODS
 from prunnet.config.recipe import SweepConfig
 from prunnet.data.base import ImageSet, Pixels
 from prunnet.data.transforms import Preprocessing
-from prunnet.errors import CheckpointError, ResultsError
+from prunnet.errors import CheckpointError, ConfigError, ResultsError
 from prunnet.networks.files import Statistics, load_calibrated
 from prunnet.networks.retrieval_net import RetrievalNet
+from prunnet.networks.switchable import SwitchableNet
+from prunnet.storage import hashing
 from prunnet.subnetworks.batchnorm import calibration_batches, calibration_indices
+from prunnet.subnetworks.reconstruction import reconstruct
 from prunnet.subnetworks.subnet import Subnetwork, subnetwork
 
 LayerDensities = tuple[tuple[str, float], ...]
@@ -62,6 +66,20 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Reconstruction:
+    """How a subnetwork's layers are refitted to the dense network's outputs (`subnetworks.reconstruction`)."""
+
+    images: int = 512
+    """Of the calibration images, evenly over them."""
+    ridge: float = 0.5
+
+    @classmethod
+    def of_sweep(cls, sweep: SweepConfig) -> Reconstruction | None:
+        """None where the sweep takes weights as they were trained."""
+        return cls(sweep.reconstruct_images, sweep.ridge) if sweep.reconstruct else None
+
+
+@dataclass(frozen=True)
 class CalibrationImages:
     """Those images, read once for all subnetworks of a network."""
 
@@ -77,6 +95,11 @@ class CalibrationImages:
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         return calibration_batches(self.pixels, self.preprocessing, batch_size)
 
+    def some(self, count: int) -> Tensor:
+        """At most so many, evenly over all: one normalised batch."""
+        places = np.linspace(0, len(self.pixels) - 1, min(count, len(self.pixels))).astype(int)
+        return self.preprocessing.normalise(torch.from_numpy(self.pixels[places]))
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -91,6 +114,8 @@ class Cut:
     """Seed of masks that are drawn at random, the control; None: the learned scores decide."""
     calibration: Calibration | None = Calibration()
     """None: the network's own statistics."""
+    reconstruction: Reconstruction | None = None
+    """None: the kept weights are as they were trained. It needs a calibration."""
 
     @classmethod
     def of_sweep(cls, sweep: SweepConfig, capacity: float, layers: Mapping[str, float] | None = None) -> Cut:
@@ -101,6 +126,7 @@ class Cut:
             sweep.inside,
             sweep.seed if sweep.masks == "random" else None,
             Calibration.of_sweep(sweep),
+            Reconstruction.of_sweep(sweep),
         )
 
     @classmethod
@@ -202,7 +228,24 @@ class TrainedNetwork:
         if cut.calibration is None:
             return made
         assert images is not None, "a cut that is calibrated needs images"
-        return made.calibrate(images.batches(cut.calibration.batch_size))
+        size, refitted = cut.calibration.batch_size, cut.reconstruction is not None and not made.whole
+        if refitted:
+            self._refit(made, cut.reconstruction, images, size)
+        made.calibrate(images.batches(size))
+        if refitted:
+            made.calibration = hashing.of_json(["reconstructed", asdict(cut.reconstruction), made.calibration])
+        return made
+
+    def _refit(self, made: Subnetwork, how: Reconstruction, images: CalibrationImages, batch_size: int) -> None:
+        """ConfigError for a method whose dense network is not what its subnetworks should match."""
+        name = self.header.train.get("method")
+        if isinstance(self.net, SwitchableNet) or (name in METHODS and METHODS[name].single):
+            raise ConfigError(
+                f"sweep.reconstruct=true makes no sense for a network that {name!r} trained: its subnetworks are not "
+                "parts of a dense network that was trained; valid: a method of masks in one network"
+            )
+        dense = self.masked(Cut(1.0)).calibrate(images.batches(batch_size))
+        reconstruct(made, dense, images.some(how.images), how.ridge)
 
     def deployed(self) -> Subnetwork:
         """The dense network as it is in service: with the statistics that were saved with it, else its running ones."""
