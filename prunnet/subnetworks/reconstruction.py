@@ -28,8 +28,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from prunnet.networks.timm_library import timm
 from prunnet.subnetworks.subnet import Subnetwork
 
-ROWS = 16_384
-"""Places, of all images together, at which a layer's output is compared, at most."""
+ROWS, LEAST, PER_INPUT = 16_384, 4_096, 64
+"""Places, of all images together, at which a layer's output is compared: so many for each input of an output, but at
+least and at most so many."""
 _SMALL = 2**24
 """Numbers of a batch of systems that are solved at once."""
 _FEW = 4
@@ -94,10 +95,11 @@ def _wanted(dense: Subnetwork, images: Tensor) -> dict[str, _Wanted]:
         nonlocal last
         by_place, calls[name], last = _by_place(output, module), calls[name] + 1, (name, output)
         images, places = by_place.shape[:2]
-        drawn = torch.rand(images, places, generator=generator).argsort(1)[:, : max(1, ROWS // images)]
+        rows = min(ROWS, max(LEAST, PER_INPUT * module.weight[0].numel()))
+        drawn = torch.rand(images, places, generator=generator).argsort(1)[:, : max(1, rows // images)]
         chosen = drawn.to(by_place.device)
-        rows = by_place.gather(1, chosen[..., None].expand(-1, -1, by_place.shape[2])).flatten(0, 1)
-        found[name] = _Wanted(chosen, rows, normalised=False)
+        outputs = by_place.gather(1, chosen[..., None].expand(-1, -1, by_place.shape[2])).flatten(0, 1)
+        found[name] = _Wanted(chosen, outputs, normalised=False)
 
     def norm(module: Any, given: tuple[Tensor, ...]) -> None:
         if given[0] is last[1]:

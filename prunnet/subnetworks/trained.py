@@ -228,17 +228,17 @@ class TrainedNetwork:
         if cut.calibration is None:
             return made
         assert images is not None, "a cut that is calibrated needs images"
-        size, refitted = cut.calibration.batch_size, cut.reconstruction is not None and not made.whole
-        if refitted:
-            self._refit(made, cut.reconstruction, images, size)
+        size, how = cut.calibration.batch_size, None if made.whole else cut.reconstruction
+        if how is not None:
+            self._refit(made, how, images, size)
         made.calibrate(images.batches(size))
-        if refitted:
-            made.calibration = hashing.of_json(["reconstructed", asdict(cut.reconstruction), made.calibration])
+        if how is not None:
+            made.calibration = hashing.of_json(["reconstructed", asdict(how), made.calibration])
         return made
 
     def _refit(self, made: Subnetwork, how: Reconstruction, images: CalibrationImages, batch_size: int) -> None:
         """ConfigError for a method whose dense network is not what its subnetworks should match."""
-        name = self.header.train.get("method")
+        name = self.header.train.get("method", "prunnet")
         if isinstance(self.net, SwitchableNet) or (name in METHODS and METHODS[name].single):
             raise ConfigError(
                 f"sweep.reconstruct=true makes no sense for a network that {name!r} trained: its subnetworks are not "
