@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plotly.offline import get_plotlyjs
 
-from analysis import devices, plots, report, tables
-from analysis.frame import Frame
+from analysis import comparison, devices, plots, report, tables
+from analysis.frame import Frame, deviation
 from analysis.pareto import Point, front, hypervolume
 from prunnet.errors import ResultsError
 from prunnet.results import plain_cell
@@ -34,6 +35,13 @@ def test_commands_of_the_analysis_say_in_one_line_what_is_wrong(module: str, tmp
         assert said in done.stderr
         assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out.png").exists()
+
+
+def test_an_accuracy_that_is_not_finite_has_no_spread_and_ends_no_figure() -> None:
+    assert deviation([0.1, 0.3]) == pytest.approx(0.1414, abs=1e-4)
+    assert deviation([0.5]) == 0.0
+    assert math.isnan(deviation([math.inf, 0.5]))
+    assert "nan" in comparison.cell([math.nan, 0.5])
 
 
 points = st.lists(st.builds(Point, st.integers(0, 8), st.integers(0, 8)), max_size=12)
