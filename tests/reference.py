@@ -208,10 +208,10 @@ def multi_similarity(features: Tensor, labels: Tensor, weights: None, options: M
     for i, row in enumerate(_cosines(features, features)):
         positives, negatives = _pairs(labels, i)
         if options["miner"] == "multi_similarity":
-            hardest = max(float(row[k]) for k in negatives)
-            easiest = min((float(row[k]) for k in positives), default=math.inf)
-            positives = [k for k in positives if float(row[k]) - epsilon < hardest]
-            negatives = [k for k in negatives if float(row[k]) + epsilon > easiest]
+            hardest = max(float(row[k].detach()) for k in negatives)
+            easiest = min((float(row[k].detach()) for k in positives), default=math.inf)
+            positives = [k for k in positives if float(row[k].detach()) - epsilon < hardest]
+            negatives = [k for k in negatives if float(row[k].detach()) + epsilon > easiest]
         near = _log_sum([-options["alpha"] * (row[k] - base) for k in positives], one=True) / options["alpha"]
         far = _log_sum([options["beta"] * (row[k] - base) for k in negatives], one=True) / options["beta"]
         losses.append(near + far)
@@ -230,7 +230,7 @@ def triplet(features: Tensor, labels: Tensor, weights: None, options: Mapping[st
             and all(d[a][n] <= d[a][k] for k in _pairs(labels, a)[1])
         ]
     elif options["miner"] == "semihard":
-        triplets = [(a, p, n) for a, p, n in triplets if 0 < float(d[a][n] - d[a][p]) <= options["margin"]]
+        triplets = [(a, p, n) for a, p, n in triplets if 0 < float((d[a][n] - d[a][p]).detach()) <= options["margin"]]
     losses = []
     for a, p, n in triplets:
         far = torch.minimum(d[a][n], d[p][n]) if options["swap"] else d[a][n]
@@ -244,8 +244,8 @@ def circle(features: Tensor, labels: Tensor, weights: None, options: Mapping[str
     for i, row in enumerate(_cosines(features, features)):
         positives, negatives = _pairs(labels, i)
         if positives and negatives:
-            near = [-gamma * max(0.0, 1 + m - float(row[k])) * (row[k] - 1 + m) for k in positives]
-            far = [gamma * max(0.0, float(row[k]) + m) * (row[k] - m) for k in negatives]
+            near = [-gamma * max(0.0, 1 + m - float(row[k].detach())) * (row[k] - 1 + m) for k in positives]
+            far = [gamma * max(0.0, float(row[k].detach()) + m) * (row[k] - m) for k in negatives]
             losses.append(torch.log1p((_log_sum(near) + _log_sum(far)).exp()))
     return _mean_above_zero(losses, features)
 

@@ -1,6 +1,6 @@
 """Another installed package adds a method, a compatibility loss, a loss, a granularity, a data set, a column of the
-results table and an export format: one file and one entry point each. The package is written here, and jobs run in processes
-that find it."""
+results table and an export format: one file and one entry point each. The package is written here, and jobs run in
+processes that find it."""
 
 from __future__ import annotations
 

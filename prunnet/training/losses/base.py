@@ -71,7 +71,7 @@ class _Gathered(torch.autograd.Function):
         return reducer.gather(own.detach()).flatten(0, 1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         first = ctx.rank * ctx.images
         return gradient[first : first + ctx.images] * ctx.world, None
 
@@ -80,5 +80,5 @@ def gathered(own: Tensor, reducer: Reducer) -> Tensor:
     """[b, d] of this worker -> [B, d] of all, with gradients for its own rows; see `_Gathered`."""
     if reducer.world == 1:
         return own
-    found: Tensor = _Gathered.apply(own, reducer)  # type: ignore[no-untyped-call]
+    found: Tensor = _Gathered.apply(own, reducer)
     return found
