@@ -1,4 +1,4 @@
-"""Members of a kind (methods, granularities, data sets, ...) by name: those of prunnet, and those that an installed
+"""Members of a kind (methods, losses, granularities, data sets, ...) by name: those of prunnet, and those that an installed
 package brings by a Python entry point. Standard library only.
 
 A package brings a member by naming one object in its pyproject.toml, `ndpp2 = "my_package.ndpp2:METHOD"` below
