@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import prunnet
-from prunnet.config.losses import DEFAULT, LOSSES, all_options
+from prunnet.config.losses import DEFAULT, LOSSES, Loss, all_options
 from prunnet.config.recipe import Recipe, TrainConfig, load_recipe, parse_recipe
 from prunnet.data.base import MemoryImages
 from prunnet.errors import ConfigError
@@ -22,6 +22,7 @@ from prunnet.pruning import prunable
 from prunnet.subnetworks.subnet import subnetwork
 from prunnet.training import resume
 from prunnet.training.gradients.reducer import Reducer
+from prunnet.training.losses.base import NetworkLoss, Setting
 from prunnet.training.losses.by_name import OwnLoss
 from prunnet.training.objectives.base import Context
 from prunnet.training.objectives.bct import Bct
@@ -193,6 +194,33 @@ def test_the_norm_that_is_clipped_has_the_class_weights_in_it() -> None:
     trainer.step(images.float(), labels)
     every = [p.grad for p in trainer.learned().values() if p.grad is not None]
     assert float(torch.nn.utils.get_total_norm(every)) == pytest.approx(1e-3, rel=1e-3)
+
+
+class Turned(NetworkLoss):
+    """Another package's, whose weights get gradients of another memory format than theirs."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.weight = nn.Parameter(torch.randn(setting.embedding_dim, setting.classes))
+
+    def forward(self, logits: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(F.linear(features, self.weight.T.contiguous()), labels)
+
+
+def test_class_weights_follow_their_gradients_whatever_the_memory_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fused optimiser walks weight and gradient side by side in memory."""
+    monkeypatch.setitem(LOSSES._own, "turned", Loss("turned", Turned))
+    trainer = trainer_of("turned", clip_norm=1e9)
+    weight = trainer.learned()["loss.weight"]
+    before = weight.detach().clone()
+    images, labels = methods.batch()
+    trainer.net.train()
+    trainer.objective.backward(images.float(), labels, 0)
+    assert weight.grad is not None
+    assert weight.grad.stride() != weight.stride()
+    trainer.step(images.float(), labels)
+    assert float(weight.grad.abs().max()) > 0
+    assert torch.allclose(weight.detach() - before, -0.05 * weight.grad, atol=1e-6)
 
 
 def test_snip_takes_the_loss_of_the_training() -> None:

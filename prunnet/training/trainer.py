@@ -168,8 +168,9 @@ class Trainer:
         losses = self.objective.backward(images, labels, step)
         for name in self.objective.untrained:
             self.net.get_submodule(name).zero_grad(set_to_none=True)  # a gradient of 0 would be decay
-        align_gradients(self.net)
-        clip_gradients([*self.net.parameters(), *self.objective.loss.parameters().values()], config.clip_norm)
+        learned = [*self.net.parameters(), *self.objective.loss.parameters().values()]
+        align_gradients(learned)
+        clip_gradients(learned, config.clip_norm)
         self.optimizer.step()
         self.progress.step += 1
         return losses
@@ -212,10 +213,10 @@ class Trainer:
         }
 
 
-def align_gradients(net: nn.Module) -> None:
+def align_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Puts every gradient into its parameter's memory format. Fused optimisers walk both storages side by side, so a
     contiguous gradient of a channels-last weight would be added to the wrong weights, without an error."""
-    for parameter in net.parameters():
+    for parameter in parameters:
         if parameter.grad is not None:
             parameter.grad = laid_out_like(parameter.grad, parameter)
 
