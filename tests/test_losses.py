@@ -312,7 +312,11 @@ def test_equal_recipes_have_equal_hashes_however_they_are_written(name: str) -> 
     assert parse_recipe(written.model_dump(mode="json")) == written
     assert (plain.training_hash() == parse_recipe({"train": settings_of(DEFAULT)}).training_hash()) == (name == DEFAULT)
     for options in SETTINGS.get(name, []):
-        assert parse_recipe({"train": settings_of(name, loss_options=options)}).training_hash() != plain.training_hash()
+        other = parse_recipe({"train": settings_of(name, loss_options=options)})
+        assert other.training_hash() != plain.training_hash()
+        assert parse_recipe(other.model_dump(mode="json")) == other
+        exact = {key: float(value) if type(value) is int else value for key, value in options.items()}
+        assert parse_recipe({"train": settings_of(name, loss_options=exact)}).training_hash() == other.training_hash()
 
 
 def test_images_of_every_class_are_compared_in_a_balanced_batch() -> None:
