@@ -1,5 +1,5 @@
-"""Members of a kind (methods, granularities, data sets, ...) by name: those of prunnet, and those that an installed
-package brings by a Python entry point. Standard library only.
+"""Members of a kind (methods, losses, granularities, data sets, ...) by name: those of prunnet, and those that an
+installed package brings by a Python entry point. Standard library only.
 
 A package brings a member by naming one object in its pyproject.toml, `ndpp2 = "my_package.ndpp2:METHOD"` below
 `[project.entry-points."prunnet.methods"]`. It is imported when its name is asked for, or a list of all names is.

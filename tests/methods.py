@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunnet.config.losses import DEFAULT, LOSSES
 from prunnet.config.methods import METHODS
 from prunnet.config.recipe import TrainConfig
 from prunnet.data.base import MemoryImages
@@ -54,6 +55,18 @@ CASES: dict[str, dict[str, Any]] = {
     "all prototypes perturbed": {"method": "ndpp", "perturb": "all"},
     **{f"prunnet + {term}": {"compatible": term} for term in ("bct", "asymmetric", "regression", "ndpp", "odpp")},
     "switchable + ndpp": {"method": "switchable", "compatible": "ndpp"},
+    **{f"loss {loss}": {"loss": loss, "sampling": "balanced", "per_class": 2} for loss in LOSSES if loss != DEFAULT},
+    "switchable, cosface": {"method": "switchable", "loss": "cosface", "loss_options": {"scale": 8}},
+    "sfsc, none, proxy_anchor": {"method": "sfsc", "evidential": "none", "loss": "proxy_anchor"},
+    "channel, triplet + ndpp": {
+        "granularity": "channel",
+        "channel_multiple": 2,
+        "compatible": "ndpp",
+        "loss": "triplet",
+        "loss_options": {"miner": "hard"},
+        "sampling": "balanced",
+    },
+    "snip, supcon": {"score_init": "snip", "loss": "supcon", "sampling": "balanced"},
 }
 """Settings of `train` by name; between them every method and every variant."""
 
@@ -119,5 +132,5 @@ def gradients(
     net.zero_grad()
     objective.start_epoch(0)
     objective.backward(*batch, step)
-    found = {**dict(net.named_parameters()), **objective.parameters()}
+    found = {**dict(net.named_parameters()), **objective.learned()}
     return {name: p.grad.clone() for name, p in found.items() if p.grad is not None}

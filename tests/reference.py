@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -111,3 +111,154 @@ def mean(values: Sequence[float]) -> float:
     """Over the queries that count."""
     counted = [v for v in values if not math.isnan(v)]
     return float(np.mean(counted)) if counted else math.nan
+
+
+# --- losses ------------------------------------------------------------------------------------------------
+# features [B, d], labels [B], the loss' class weights (proxies) as rows [classes, d] or None, all options -> a scalar.
+
+
+def _unit(vector: Tensor) -> Tensor:
+    return vector / vector.square().sum().sqrt()
+
+
+def _cosines(features: Tensor, others: Tensor) -> list[list[Tensor]]:
+    return [[_unit(one) @ _unit(other) for other in others] for one in features]
+
+
+def _log_sum(exponents: Sequence[Tensor], one: bool = False) -> Tensor:
+    """log of the sum of exp, of 1 more where asked; no overflow in the values of the tests."""
+    total = sum((exponent.exp() for exponent in exponents), torch.tensor(float(one), dtype=torch.float64))
+    return torch.as_tensor(total).log()
+
+
+def _softmax(logits: Sequence[Sequence[Tensor]], labels: Tensor) -> Tensor:
+    losses = [_log_sum(row) - row[label] for row, label in zip(logits, labels.tolist(), strict=True)]
+    return torch.stack(losses).mean()
+
+
+def _mean_above_zero(losses: Sequence[Tensor], nothing: Tensor) -> Tensor:
+    above = [loss for loss in losses if float(loss.detach()) > 0]
+    return torch.stack(above).mean() if above else nothing.sum() * 0
+
+
+def normface(features: Tensor, labels: Tensor, weights: Tensor, options: Mapping[str, float]) -> Tensor:
+    return _softmax([[c / options["temperature"] for c in row] for row in _cosines(features, weights)], labels)
+
+
+def cosface(features: Tensor, labels: Tensor, weights: Tensor, options: Mapping[str, float]) -> Tensor:
+    logits = [
+        [options["scale"] * (c - (options["margin"] if k == label else 0)) for k, c in enumerate(row)]
+        for row, label in zip(_cosines(features, weights), labels.tolist(), strict=True)
+    ]
+    return _softmax(logits, labels)
+
+
+def arcface(features: Tensor, labels: Tensor, weights: Tensor, options: Mapping[str, float]) -> Tensor:
+    return _arc(_cosines(features, weights), labels, options)
+
+
+def _arc(cosines: Sequence[Sequence[Tensor]], labels: Tensor, options: Mapping[str, float]) -> Tensor:
+    margin = math.radians(options["margin"])
+    logits = []
+    for row, label in zip(cosines, labels.tolist(), strict=True):
+        angle = torch.acos(row[label])
+        beyond = float(angle.detach()) > math.pi - margin
+        own = row[label] - margin * math.sin(margin) if beyond else torch.cos(angle + margin)
+        logits.append([options["scale"] * (own if k == label else c) for k, c in enumerate(row)])
+    return _softmax(logits, labels)
+
+
+def subcenter_arcface(features: Tensor, labels: Tensor, weights: Tensor, options: Mapping[str, float]) -> Tensor:
+    centres = int(options["sub_centers"])
+    nearest = [
+        [torch.stack(list(row[k : k + centres])).max() for k in range(0, len(weights), centres)]
+        for row in _cosines(features, weights)
+    ]
+    return _arc(nearest, labels, options)
+
+
+def proxy_anchor(features: Tensor, labels: Tensor, weights: Tensor, options: Mapping[str, float]) -> Tensor:
+    cosines, classes = _cosines(features, weights), range(len(weights))
+    alpha, margin = options["alpha"], options["margin"]
+    own = {k: [-alpha * (row[k] - margin) for row, y in zip(cosines, labels, strict=True) if y == k] for k in classes}
+    rest = {k: [alpha * (row[k] + margin) for row, y in zip(cosines, labels, strict=True) if y != k] for k in classes}
+    pulled = [_log_sum(exponents, one=True) for exponents in own.values() if exponents]
+    pushed = [_log_sum(exponents, one=True) if exponents else torch.zeros(()).double() for exponents in rest.values()]
+    return torch.stack(pulled).mean() + torch.stack(pushed).mean()
+
+
+def _pairs(labels: Tensor, image: int) -> tuple[list[int], list[int]]:
+    """Positives and negatives of an image."""
+    others = [k for k in range(len(labels)) if k != image]
+    return [k for k in others if labels[k] == labels[image]], [k for k in others if labels[k] != labels[image]]
+
+
+def supcon(features: Tensor, labels: Tensor, weights: None, options: Mapping[str, float]) -> Tensor:
+    losses = []
+    for i, row in enumerate(_cosines(features, features)):
+        positives, negatives = _pairs(labels, i)
+        if positives:
+            everyone = _log_sum([row[k] / options["temperature"] for k in positives + negatives])
+            losses.append(sum(everyone - row[k] / options["temperature"] for k in positives) / len(positives))
+    return _mean_above_zero(losses, features)  # type: ignore[arg-type]
+
+
+def multi_similarity(features: Tensor, labels: Tensor, weights: None, options: Mapping[str, float]) -> Tensor:
+    losses, base, epsilon = [], options["base"], options["epsilon"]
+    for i, row in enumerate(_cosines(features, features)):
+        positives, negatives = _pairs(labels, i)
+        if options["miner"] == "multi_similarity":
+            hardest = max(float(row[k].detach()) for k in negatives)
+            easiest = min((float(row[k].detach()) for k in positives), default=math.inf)
+            positives = [k for k in positives if float(row[k].detach()) - epsilon < hardest]
+            negatives = [k for k in negatives if float(row[k].detach()) + epsilon > easiest]
+        near = _log_sum([-options["alpha"] * (row[k] - base) for k in positives], one=True) / options["alpha"]
+        far = _log_sum([options["beta"] * (row[k] - base) for k in negatives], one=True) / options["beta"]
+        losses.append(near + far)
+    return torch.stack(losses).mean()
+
+
+def triplet(features: Tensor, labels: Tensor, weights: None, options: Mapping[str, float]) -> Tensor:
+    unit = [_unit(feature) for feature in features]
+    d = [[(one - other).square().sum().clamp_min(1e-300).sqrt() for other in unit] for one in unit]
+    triplets = [(a, p, n) for a in range(len(labels)) for p in _pairs(labels, a)[0] for n in _pairs(labels, a)[1]]
+    if options["miner"] == "hard":
+        triplets = [
+            (a, p, n)
+            for a, p, n in triplets
+            if all(d[a][p] >= d[a][k] for k in _pairs(labels, a)[0])
+            and all(d[a][n] <= d[a][k] for k in _pairs(labels, a)[1])
+        ]
+    elif options["miner"] == "semihard":
+        triplets = [(a, p, n) for a, p, n in triplets if 0 < float((d[a][n] - d[a][p]).detach()) <= options["margin"]]
+    losses = []
+    for a, p, n in triplets:
+        far = torch.minimum(d[a][n], d[p][n]) if options["swap"] else d[a][n]
+        violation = d[a][p] - far + options["margin"]
+        losses.append(torch.log1p(violation.exp()) if options["smooth_loss"] else violation.clamp_min(0))
+    return _mean_above_zero(losses, features)
+
+
+def circle(features: Tensor, labels: Tensor, weights: None, options: Mapping[str, float]) -> Tensor:
+    losses, m, gamma = [], options["m"], options["gamma"]
+    for i, row in enumerate(_cosines(features, features)):
+        positives, negatives = _pairs(labels, i)
+        if positives and negatives:
+            near = [-gamma * max(0.0, 1 + m - float(row[k].detach())) * (row[k] - 1 + m) for k in positives]
+            far = [gamma * max(0.0, float(row[k].detach()) + m) * (row[k] - m) for k in negatives]
+            losses.append(torch.log1p((_log_sum(near) + _log_sum(far)).exp()))
+    return _mean_above_zero(losses, features)
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "normface": normface,
+    "cosface": cosface,
+    "arcface": arcface,
+    "subcenter_arcface": subcenter_arcface,
+    "proxy_anchor": proxy_anchor,
+    "supcon": supcon,
+    "multi_similarity": multi_similarity,
+    "triplet": triplet,
+    "circle": circle,
+}
+"""By the names of `train.loss`; every registered loss beside cross-entropy needs one."""

@@ -33,6 +33,7 @@ LAYERS = (
     ("prunnet.export",),
     ("prunnet.evaluation",),
     ("prunnet.training.gradients",),
+    ("prunnet.training.losses",),
     ("prunnet.training.objectives",),
     ("prunnet.training",),
     ("prunnet.experiments",),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy import integrate as quadrature
 from torch import Tensor
 
+from prunnet.config.losses import DEFAULT, LOSSES
 from prunnet.config.recipe import TrainConfig
 from prunnet.errors import ConfigError
 from prunnet.pruning import prunable
@@ -34,8 +35,10 @@ from tests import reference
 from tests.conftest import tiny_net
 from tests.methods import CASES, batch, config_of, gradients, images, net_for, objective_of, save_old
 
-COUPLED = {"asymmetric", "prunnet + asymmetric"}
-"""Their loss is of triplets within a batch."""
+COUPLED = {"asymmetric", "prunnet + asymmetric"} | {
+    case for case, settings in CASES.items() if LOSSES[settings.get("loss", DEFAULT)].sees != "image"
+}
+"""Their loss compares the images of a batch."""
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
-"""Another installed package adds a method, a compatibility loss, a granularity, a data set, a column of the results
-table and an export format: one file and one entry point each. The package is written here, and jobs run in processes
-that find it."""
+"""Another installed package adds a method, a compatibility loss, a loss, a granularity, a data set, a column of the
+results table and an export format: one file and one entry point each. The package is written here, and jobs run in
+processes that find it."""
 
 from __future__ import annotations
 
@@ -138,6 +138,26 @@ METHOD = Method(
     open={"score_init": "kaiming_uniform"},
 )
 """
+CENTRES = """
+import torch
+from torch import nn
+
+from prunnet.config.losses import Loss, Number
+from prunnet.training.losses.base import NetworkLoss
+
+
+class Centres(NetworkLoss):
+    def __init__(self, setting):
+        super().__init__(setting)
+        self.centres = nn.Parameter(torch.randn(setting.classes, setting.embedding_dim))
+
+    def forward(self, logits, features, labels):
+        distances = torch.cdist(features, self.centres) * self.setting.number("slope")
+        return nn.functional.cross_entropy(-distances, labels)
+
+
+LOSS = Loss("softmax over distances to centres", Centres, options={"slope": Number(1.0, "of the logits", above=True)})
+"""
 FILTER = """
 from prunnet.config.granularities import Granularity
 from prunnet.pruning.granularities.stored import StoredSelection
@@ -160,6 +180,7 @@ GRANULARITY = Granularity("all weights that make an output channel", FilterSelec
 WORKING = {
     "sloped": ("prunnet.methods", "sloped", "METHOD", SLOPED),
     "cosine": ("prunnet.methods", "cosine", "METHOD", COSINE),
+    "centres": ("prunnet.losses", "centres", "LOSS", CENTRES),
     "filter": ("prunnet.granularities", "filter", "GRANULARITY", FILTER),
     "stripes": ("prunnet.datasets", "stripes", "DATASET", STRIPES),
     "margin": ("prunnet.columns", "margin", "COLUMN", MARGIN),
@@ -197,7 +218,12 @@ def recipe(folder: Path) -> Path:
         "seeds": [0],
         "methods": {
             "prunnet": {},
-            "sloped": {"train.method": "sloped", "train.granularity": "filter"},
+            "sloped": {
+                "train.method": "sloped",
+                "train.granularity": "filter",
+                "train.loss": "centres",
+                "train.loss_options.slope": 2,
+            },
             "cosine": {"train.method": "cosine"},
         },
         "base": {
@@ -243,6 +269,7 @@ def test_a_package_adds_one_of_each_kind_by_a_file_each(tmp_path: Path) -> None:
         assert len({row["margin"] for row in tests}) == 3
     sloped = next(row for row in rows if row["method"] == "sloped" and row["query_capacity"] == 0.5)
     assert (sloped["score_init"], sloped["projection"], sloped["capacity_sampling"]) == ("magnitude", "none", None)
+    assert '"loss":"centres","loss_options":{"slope":2.0}' in sloped["config_json"]
     assert {row["dataset"] for row in rows} == {"stripes"}
     assert all(0 < abs(row["margin"]) < 2 for row in rows)
     assert results.read_packed(tmp_path / "table.parquet")["margin"].null_count == 0
@@ -269,6 +296,7 @@ def test_a_package_adds_one_of_each_kind_by_a_file_each(tmp_path: Path) -> None:
         ("prunnet.datasets", "broken", ["doctor", "data", "broken", "FOLDER"]),
         ("prunnet.methods", "broken", ["sweep", "--set", "train.method=broken"]),
         ("prunnet.granularities", "broken", ["sweep", "--set", "train.granularity=broken"]),
+        ("prunnet.losses", "broken", ["sweep", "--set", "train.loss=broken"]),
         ("prunnet.columns", "broken", ["best", "FOLDER"]),
         ("prunnet.export_formats", ".broken", ["export", "FOLDER", "--capacity", "0.5", "--to", "edge.broken"]),
     ],

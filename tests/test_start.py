@@ -32,6 +32,8 @@ REFUSED = (
     (["sweep", "--set", "train.epoch=1"], "did you mean 'train.epochs'"),
     (["sweep", "--set", "train.epochs=0"], "train.epochs"),
     (["sweep", "--set", "train.method=prunet"], "unknown train.method 'prunet'"),
+    (["sweep", "--set", "train.loss=cosfase"], "did you mean 'cosface'"),
+    (["sweep", "--set", "train.loss=cosface", "--set", "train.loss_options.scal=1"], "did you mean 'scale'"),
     (["sweep", "--set", "data.background=blak"], "colour 'blak'"),
     (["sweep", "--recipe", "nowhere.yaml"], "is not a file; packaged recipes: "),
     (["ablation", "--recipe", "demo"], "key 'table' is missing"),
@@ -134,7 +136,8 @@ recipe = load_recipe(None, sets)
 made = Preprocessing.from_config(recipe.data)
 net = RetrievalNet.from_config(recipe.model, classes=4, in_chans=1, score_init=None, seed=0, image_size=16)
 Trainer(net, striped_images(made, 4, 4), recipe.train, preprocessing=made).run()
-print([name for name in ("torch._dynamo", "sympy", "faiss", "matplotlib", "ray", "optuna") if name in sys.modules])
+print([name for name in ("torch._dynamo", "sympy", "faiss", "matplotlib", "ray", "optuna",
+    "pytorch_metric_learning") if name in sys.modules])
 
 import torch, torchvision
 boxes = torch.tensor([[0, 0, 0, 4, 4.0]])

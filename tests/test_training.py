@@ -157,7 +157,7 @@ class Stopped(Exception):
 
 def hash_after(trainer: Trainer) -> str:
     trainer.run()
-    learned = {name: p.detach() for name, p in trainer.objective.parameters().items()}
+    learned = {name: p.detach() for name, p in trainer.objective.learned().items()}
     return network_sha(trainer.net) + "".join(str(p.tolist()) for p in learned.values())
 
 

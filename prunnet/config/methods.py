@@ -13,6 +13,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
 from prunnet.config.granularities import GRANULARITIES, Granularity
+from prunnet.config.losses import DEFAULT, LOSSES, Loss, settled_options
 from prunnet.errors import ConfigError, echo, unknown
 from prunnet.registry import Named, Registry
 
@@ -54,6 +55,8 @@ class Method:
     """Variants that the method itself settles."""
     reason: str = ""
     """Why the other variants make no sense."""
+    only_cross_entropy: str = ""
+    """Why another `train.loss` makes no sense; empty where the method takes any."""
     revision: str = ""
     """Part of every training's hash where it is set. To be changed with what the method computes: networks of before
     then do not count as the same."""
@@ -71,12 +74,18 @@ _NO_EVIDENCE = {"priorities": "equal"}
 _ALONE = "each network is trained by itself at one capacity, so there is nothing to draw, project or weigh"
 _PLAIN = "it is the plain sum of the losses; with conflict handling it would be prunnet"
 _WIDTHS = "a switchable network has widths with a BatchNorm each, and no scores"
+_REPLACED = "it trains with its own loss in place of train.loss, and nothing else"
 
 
 _OBJECTIVES = "prunnet.training.objectives"
 
 
-def _single(summary: str, teacher: Literal["none", "dense", "old"] = "none", loss: str | None = None) -> Method:
+def _single(
+    summary: str,
+    teacher: Literal["none", "dense", "old"] = "none",
+    loss: str | None = None,
+    only_cross_entropy: str = "",
+) -> Method:
     return Method(
         summary,
         f"{_OBJECTIVES}.independent:Independent",
@@ -86,6 +95,7 @@ def _single(summary: str, teacher: Literal["none", "dense", "old"] = "none", los
         open=_SCORES,
         fixed={"capacity_sampling": "fixed"},
         reason=_ALONE,
+        only_cross_entropy=only_cross_entropy,
     )
 
 
@@ -117,8 +127,9 @@ _OWN: dict[str, Method] = {
         "triplets of own anchors among the teacher's embeddings (AML, Budnik and Avrithis)",
         "dense",
         "asymmetric:Asymmetric",
+        _REPLACED,
     ),
-    "regression": _single("own embeddings regress the teacher's", "dense", "regression:Regression"),
+    "regression": _single("own embeddings regress the teacher's", "dense", "regression:Regression", _REPLACED),
     "prototypes": _single("own loss + softmax over the old network's class prototypes", "old", "prototypes:Prototypes"),
     "ndpp": _single("as prototypes, perturbed away from their neighbours (arXiv 2503.14824)", "old", "ndpp:Ndpp"),
     "odpp": _single("as prototypes, perturbed by an optimisation (arXiv 2503.14824)", "old", "odpp:Odpp"),
@@ -151,6 +162,7 @@ _OWN: dict[str, Method] = {
             "reduction": "mean",
         },
         reason="it is kept as it was released",
+        only_cross_entropy="it is kept as it was released",
     ),
 }
 METHODS: Registry[Method] = Registry("train.method", "prunnet.methods", _OWN, Method)
@@ -190,7 +202,32 @@ def settle(train: Mapping[str, Any]) -> dict[str, Any]:
             "how sure a pass is; valid: equal"
         )
     _check_teacher(name, method, settled)
+    _settle_loss(name, method, settled)
     return settled
+
+
+def _settle_loss(name: str, method: Method, train: dict[str, Any]) -> None:
+    """Settles `loss_options`; ConfigError, with the reason, for a loss that the method does not take."""
+    loss = _text("train.loss", train.get("loss", DEFAULT))
+    options = settled_options(loss, train.get("loss_options", {}))
+    if "loss_options" in train:
+        train["loss_options"] = options
+    if loss == DEFAULT:
+        return
+    said, added = f"train.loss={loss!r} makes no sense with", train.get("compatible")
+    members = {f"train.method={name!r}": method, **({f"train.compatible={added!r}": METHODS[added]} if added else {})}
+    for key, member in members.items():
+        if member.only_cross_entropy:
+            raise ConfigError(f"{said} {key}: {member.only_cross_entropy}")
+    if train.get("evidential") not in (None, "none"):
+        raise ConfigError(f"{said} train.method={name!r}: its evidential loss is its own; valid with: evidential=none")
+    if train.get("label_smoothing"):
+        raise ConfigError(f"{said} train.label_smoothing={echo(train['label_smoothing'])}: it smooths cross-entropy")
+    if name == "bct" and not train.get("old") and not LOSSES[loss].classifier:
+        raise ConfigError(
+            f"{said} train.method='bct' and no train.old: the dense network would teach by its classifier, which this "
+            "loss does not train; set train.old to a network that cross_entropy trained"
+        )
 
 
 def _text(key: str, given: object) -> str:
@@ -207,7 +244,8 @@ def revisions(train: Mapping[str, Any]) -> list[str]:
     if added or method.teacher == "old":
         revised.append(OLD_REVISION)
     granularity = GRANULARITIES[train.get("granularity", "weight")]
-    members: list[Method | Granularity] = [method, granularity, *([METHODS[added]] if added else [])]
+    loss = LOSSES[train.get("loss", DEFAULT)]
+    members: list[Method | Granularity | Loss] = [method, granularity, loss, *([METHODS[added]] if added else [])]
     return [*revised, *(member.revision for member in members if member.revision)]
 
 

@@ -27,6 +27,7 @@ from pydantic_core import to_jsonable_python
 from prunnet.config.choices import check_capacity
 from prunnet.config.colours import check_colour
 from prunnet.config.granularities import GRANULARITIES, check_allocation, check_density
+from prunnet.config.losses import Value, check_batches
 from prunnet.config.methods import METHODS, revisions, settle
 from prunnet.errors import ConfigError, echo, unknown
 from prunnet.redact import shown
@@ -154,6 +155,11 @@ class TrainConfig(Section):
     bct_unknown: Literal["skip", "synthesise"] = "skip"
     """bct: images of classes that the old classifier does not know. skip: they count as zero; synthesise: the
     classifier gets rows for these classes, made from old embeddings."""
+    loss: str = "cross_entropy"
+    """The network's own loss, of every pass, by name (`prunnet.config.losses.LOSSES`; docs/METHODS.md, section 8).
+    Losses of pairs need `sampling: balanced`."""
+    loss_options: dict[str, Value] = {}
+    """Options of the loss, such as {scale: 16, margin: 0.2} of cosface; what is left out takes the loss' default."""
     epochs: Positive = 10
     batch_size: Positive = 64
     """Images a step, over all workers."""
@@ -232,6 +238,7 @@ class TrainConfig(Section):
                 f"train.granularity={self.granularity!r} makes no sense with train.method={self.method!r}: a "
                 "switchable network has widths, and no scores"
             )
+        check_batches(self.loss, self.sampling, self.batch_size, self.accumulate, self.per_class)
         check_density(self.granularity, [*self.capacities, *([self.alone] if self.alone else [])])
         check_allocation(self.granularity, self.allocation or "layer")
         if self.alone is not None and not single:

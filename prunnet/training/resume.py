@@ -110,7 +110,7 @@ def restore(folder: str | Path, trainer: Trainer, recipe: Recipe) -> None:
         for name in batchnorm_state(trainer.net):
             copy_into(state[name], tensors[f"workers.{name}"][trainer.reducer.rank])
     learned = trainer.learned()
-    for name, parameter in trainer.objective.parameters().items():
+    for name, parameter in trainer.objective.learned().items():
         copy_into(parameter, tensors[f"learned.{name}"])
     for key, tensor in tensors.items():
         kind, _, rest = key.partition(".")
@@ -164,7 +164,7 @@ def _tensors(trainer: Trainer, everyones: dict[str, Tensor]) -> dict[str, Tensor
         for slot, value in trainer.optimizer.state[parameter].items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{slot}.{name}"] = value
-    tensors |= {f"learned.{name}": p for name, p in trainer.objective.parameters().items()}
+    tensors |= {f"learned.{name}": p for name, p in trainer.objective.learned().items()}
     return tensors | {f"objective.{name}": t for name, t in trainer.objective.state().items()}
 
 

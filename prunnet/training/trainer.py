@@ -10,18 +10,18 @@ import inspect
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunnet import process
+from prunnet.config.losses import check_parts
 from prunnet.config.recipe import TrainConfig, parse_recipe
 from prunnet.data.base import ImageSet, IntArray
 from prunnet.data.loading import balanced, loaded, share_of, shuffled
@@ -31,6 +31,7 @@ from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.pruning import prunable
 from prunnet.pruning.masks import laid_out_like
 from prunnet.training.gradients.reducer import Reducer
+from prunnet.training.losses.by_name import OwnLoss
 from prunnet.training.objectives.base import Context
 from prunnet.training.objectives.by_name import make_objective
 from prunnet.training.objectives.masked import step_seed
@@ -95,7 +96,7 @@ class Trainer:
         self.dtype, self.layout, self.notes = numerics.dtype, numerics.layout, numerics.notes
         self.net: RetrievalNet = net.to(device=self.device, memory_format=self.layout)  # type: ignore[call-overload]
         self.objective = make_objective(self.net, config, self._context(class_names))
-        self.optimizer = make_optimizer(self.net, config, self.objective.parameters())
+        self.optimizer = make_optimizer(self.net, config, self.objective.learned())
         self.progress = Progress()
 
     def _context(self, class_names: Sequence[str]) -> Context:
@@ -115,19 +116,21 @@ class Trainer:
 
     def _snip(self) -> None:
         """Scores from the dense loss of the run's first batch with all BatchNorm scales at 1, averaged over the
-        workers."""
+        workers. The loss is `train.loss` as the training starts it, without label smoothing."""
+        loss = OwnLoss(self.net, self.config.model_copy(update={"label_smoothing": 0.0}), self.reducer)
         images, labels = next(self._batches(0, 0))
         layers = prunable.layers(self.net)
         weights = [layer.get_parameter("weight") for layer in layers.values()]
         self.net.train()
         with prunable.frozen_statistics(self.net), prunable.unit_scales(self.net):
-            own = torch.autograd.grad(F.cross_entropy(self.net(images), labels), weights)
+            features = self.net.features(images)
+            own = torch.autograd.grad(loss(self.net.classifier(features), features, labels), weights)
         gradients = self.reducer.average(own)
         prunable.snip_scores(self.net, dict(zip(layers, gradients, strict=True)))
 
     def learned(self) -> dict[str, nn.Parameter]:
-        """Everything that the optimiser steps, by name: the network's parameters and the objective's."""
-        return {**dict(self.net.named_parameters()), **self.objective.parameters()}
+        """Everything that the optimiser steps, by name: the network's parameters, the loss' and the objective's."""
+        return {**dict(self.net.named_parameters()), **self.objective.learned()}
 
     @property
     def total_steps(self) -> int:
@@ -165,8 +168,9 @@ class Trainer:
         losses = self.objective.backward(images, labels, step)
         for name in self.objective.untrained:
             self.net.get_submodule(name).zero_grad(set_to_none=True)  # a gradient of 0 would be decay
-        align_gradients(self.net)
-        clip_gradients(self.net, config.clip_norm)
+        learned = [*self.net.parameters(), *self.objective.loss.parameters().values()]
+        align_gradients(learned)
+        clip_gradients(learned, config.clip_norm)
         self.optimizer.step()
         self.progress.step += 1
         return losses
@@ -209,17 +213,17 @@ class Trainer:
         }
 
 
-def align_gradients(net: nn.Module) -> None:
+def align_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Puts every gradient into its parameter's memory format. Fused optimisers walk both storages side by side, so a
     contiguous gradient of a channels-last weight would be added to the wrong weights, without an error."""
-    for parameter in net.parameters():
+    for parameter in parameters:
         if parameter.grad is not None:
             parameter.grad = laid_out_like(parameter.grad, parameter)
 
 
-def clip_gradients(net: nn.Module, limit: float) -> None:
+def clip_gradients(every: Iterable[nn.Parameter], limit: float) -> None:
     """Scales all gradients so that their total norm is at most `limit`."""
-    parameters = [p for p in net.parameters() if p.grad is not None]
+    parameters = [p for p in every if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     # On a CPU reading the norm is free, and a pass over all gradients to multiply them by one is not.
     if norm.device.type != "cpu" or not norm <= limit:
@@ -229,13 +233,14 @@ def clip_gradients(net: nn.Module, limit: float) -> None:
 def steps_per_epoch(images: int, config: TrainConfig, workers: int) -> int:
     """Full batches in an epoch.
 
-    Raises ConfigError for a batch that the workers, and the parts of their shares, cannot share evenly; DataError for
-    fewer images than a batch.
+    Raises ConfigError for a batch that the workers, and the parts of their shares, cannot share evenly, or whose parts
+    would cut the classes of a loss of pairs; DataError for fewer images than a batch.
     """
     batch_size, parts = config.batch_size, config.accumulate
     if batch_size % (workers * parts):
         in_parts = f" in train.accumulate={parts} parts each" if parts > 1 else ""
         raise ConfigError(f"train.batch_size={batch_size} cannot be shared evenly by {workers} workers{in_parts}")
+    check_parts(config.loss, batch_size // (workers * parts), parts, config.per_class)
     if images < batch_size:
         raise DataError(f"{images} training images are fewer than train.batch_size={batch_size}")
     return images // batch_size

@@ -13,6 +13,7 @@ from prunnet.data.base import ImageSet
 from prunnet.data.transforms import Preprocessing
 from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.training.gradients.reducer import Reducer
+from prunnet.training.losses.by_name import OwnLoss
 from prunnet.training.objectives.old_network import OldNetwork
 
 
@@ -33,7 +34,7 @@ class Term:
     """A loss against an old (or larger) network, whose embeddings the trained one must match."""
 
     own_loss = True
-    """Whether the cross-entropy through the network's own classifier is part of the method."""
+    """Whether the network's own loss (`train.loss`) is part of the method."""
 
     def start_epoch(self, epoch: int) -> None:
         """Called before the first step of an epoch; a resume inside an epoch restores `state` instead."""
@@ -67,6 +68,7 @@ class Objective:
 
     def __init__(self, net: RetrievalNet, config: TrainConfig, context: Context, term: Term | None = None) -> None:
         self.net, self.config, self.reducer, self.dtype, self.term = net, config, context.reducer, context.dtype, term
+        self.loss = OwnLoss(net, config, context.reducer)
 
     def backward(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         """Fills `.grad` of all trained parameters with gradients that are averaged over the workers.
@@ -95,14 +97,20 @@ class Objective:
     @property
     def untrained(self) -> frozenset[str]:
         """Modules of the network that no loss reaches; they stay as they are, without decay."""
-        return frozenset() if self.term is None or self.term.own_loss else frozenset(["classifier"])
+        own = self.term is None or self.term.own_loss
+        return frozenset() if own and self.loss.trains_classifier else frozenset(["classifier"])
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What is learned beside the network, by name; the optimiser steps it without weight decay."""
+        """What the method learns beside the network and its loss, by name."""
         return {}
 
+    def learned(self) -> dict[str, nn.Parameter]:
+        """All that is learned beside the network, by name: the loss' class weights, and the method's `parameters`; the
+        optimiser steps it without weight decay."""
+        return {**self.loss.parameters(), **self.parameters()}
+
     def state(self) -> dict[str, Tensor]:
-        """Tensors that a checkpoint must hold beside network, optimiser and `parameters`."""
+        """Tensors that a checkpoint must hold beside network, optimiser and `learned`."""
         return {} if self.term is None else self.term.state()
 
     def load_state(self, state: dict[str, Tensor]) -> None:

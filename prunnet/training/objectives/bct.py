@@ -31,8 +31,9 @@ class Bct(Term):
             raise ConfigError(f"bct needs the old network's classifier, which {old.path!r} does not hold")
         if "classifier" in old.untrained:
             raise ConfigError(
-                f"bct needs the old network's classifier, which the training of {old.path!r} never reached (asymmetric "
-                "and regression have no loss through it); valid: a network of another method"
+                f"bct needs the old network's classifier, which the training of {old.path!r} never reached "
+                "(asymmetric, regression and every train.loss but cross_entropy have no loss through it); valid: a "
+                "network whose classifier was trained"
             )
         weight, bias = old.classifier
         self.weight, self.bias = weight.detach(), bias.detach()

@@ -7,6 +7,7 @@ another method adds to every pass (`train.compatible`).
 
 from __future__ import annotations
 
+from prunnet.config.losses import DEFAULT
 from prunnet.config.methods import METHODS
 from prunnet.config.recipe import TrainConfig
 from prunnet.errors import ConfigError
@@ -24,6 +25,8 @@ def make_objective(net: RetrievalNet, config: TrainConfig, context: Context) -> 
     _check_network(net, config)
     named = config.compatible if method.compatibility_loss is None else config.method
     term = make_term(named, net, config, context) if named else None
+    if term is not None and not term.own_loss and config.loss != DEFAULT:
+        raise ConfigError(f"train.loss={config.loss!r} makes no sense with {named!r}, which replaces it")
     objective: Objective = resolve(method.objective)(net, config, context, term)
     return objective
 

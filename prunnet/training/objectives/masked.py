@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -58,8 +57,8 @@ class Masked(Objective):
         self.weights = {name: layer.get_parameter("weight") for name, layer in self.layers.items()}
         self.scores = prunable.scores(net)
         pruned = {id(p) for p in (*self.weights.values(), *self.scores.values())}
-        self.shared = {name: p for name, p in net.named_parameters() if id(p) not in pruned}
-        """Trained by the main pass alone."""
+        self.shared = {name: p for name, p in net.named_parameters() if id(p) not in pruned} | self.loss.parameters()
+        """Trained by the main pass alone, the loss' class weights too."""
         self.capacities = self.draw(0)
         """Of the passes of the current step, the main one first; 1.0 is not masked."""
         _check_passes(net, config)
@@ -147,7 +146,7 @@ class Masked(Objective):
         """Of the loss on a part of the batch; the last is the loss itself."""
         images, labels, targets = part
         logits, features = self._both.run(images, tensors, self.dtype)
-        loss = total_loss(self.config, self.term, logits, features, labels, targets)
+        loss = total_loss(self.config, self.term, self.loss(logits, features, labels), features, labels, targets)
         return [*torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True), loss.detach()]
 
     def _narrow(self, index: int) -> Narrow | None:
@@ -292,18 +291,16 @@ class Both(nn.Module):
 def total_loss(
     config: TrainConfig,
     term: Term | None,
-    logits: Tensor,
+    own: Tensor,
     features: Tensor,
     labels: Tensor,
     targets: tuple[Tensor, ...],
-    own: Any = None,
 ) -> Tensor:
-    """The network's own loss (cross-entropy unless `own` is given) and the weighted term."""
-    loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing) if own is None else own
+    """The network's own loss and the weighted term."""
     if term is None:
-        return loss
+        return own
     compared = term.loss(features, labels, targets)
-    return loss + config.compatible_weight * compared if term.own_loss else compared
+    return own + config.compatible_weight * compared if term.own_loss else compared
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

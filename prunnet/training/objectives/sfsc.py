@@ -17,8 +17,8 @@ float32 still resolves the sums of evidence."""
 
 
 class Sfsc(Switchable):
-    """The losses go through the full model's classifier, which the full model alone trains. Every other shared
-    parameter gets the PCGrad combination of all passes, taken as one long vector."""
+    """The losses go through the full model's classifier (or class weights), which the full model alone trains. Every
+    other shared parameter gets the PCGrad combination of all passes, taken as one long vector."""
 
     def own_loss(self, logits: Tensor, labels: Tensor, index: int, step: int) -> Tensor | None:
         if self.config.evidential == "none":
@@ -34,7 +34,7 @@ class Sfsc(Switchable):
         return self.config.evidential or "exp"
 
     def combine(self, passes: list[list[Tensor]], uncertainties: list[Tensor], step: int) -> None:
-        classifier = {id(p) for p in self.net.classifier.parameters()}
+        classifier = {id(p) for p in (*self.net.classifier.parameters(), *self.loss.parameters().values())}
         body = [i for i, p in enumerate(self.shared) if id(p) not in classifier]
         for parameter, gradient in zip(self.shared, passes[0], strict=True):
             if id(parameter) in classifier:

@@ -30,7 +30,7 @@ class Switchable(Objective):
         self.norms: list[list[nn.Parameter]] = [full, *(list(norms.parameters()) for norms in net.norms)]
         """BatchNorm parameters of each pass."""
         owned = {id(p) for norms in self.norms for p in norms}
-        self.shared = [p for p in net.parameters() if id(p) not in owned]
+        self.shared = [*(p for p in net.parameters() if id(p) not in owned), *self.loss.parameters().values()]
         self._both = Both(net)
 
     def backward(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
@@ -54,7 +54,8 @@ class Switchable(Objective):
         images, labels, targets = part
         logits, features = self._forward(images, index)
         own = self.own_loss(logits, labels, index, step)
-        loss = total_loss(self.config, self.term, logits, features, labels, targets, own)
+        own = self.loss(logits, features, labels) if own is None else own
+        loss = total_loss(self.config, self.term, own, features, labels, targets)
         wanted = [*self.shared, *self.norms[index]]
         gradients = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
         return [*gradients, loss.detach(), self.uncertainty(logits.detach())]
@@ -66,7 +67,7 @@ class Switchable(Objective):
             return self._both.run(images, tensors, self.dtype)
 
     def own_loss(self, logits: Tensor, labels: Tensor, index: int, step: int) -> Tensor | None:
-        """A pass' own loss; None: cross-entropy."""
+        """A pass' own loss where it is the method's; None: `train.loss`."""
         return None
 
     def uncertainty(self, logits: Tensor) -> Tensor:

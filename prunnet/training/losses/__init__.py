@@ -1,0 +1,1 @@
+"""Losses of a network's own: on its classifier, with class weights, and of pairs."""
