@@ -43,6 +43,9 @@ MAX_SIDE = 2**14
 Side = Annotated[int, Field(ge=8, le=MAX_SIDE)]
 
 
+Protocol = Literal["leave_one_out", "query_gallery", "catalogue", "catalogue_all"]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
@@ -85,7 +88,10 @@ class DataConfig(Section):
     """Share of classes held out for validation; None: a tenth for imagefolder, none of a benchmark's classes."""
     train_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the training classes that is used, drawn from the seed; for an old network that has seen less."""
-    protocol: Literal["leave_one_out", "query_gallery"] = "leave_one_out"
+    protocol: Protocol = "leave_one_out"
+    """What a query searches. leave_one_out: the other test images; query_gallery: the images of its class that are no
+    queries, and those of others; grocery only: catalogue, the catalogue pictures of the unseen classes, and
+    catalogue_all, those of all classes."""
     queries_per_class: Positive = 1
     """query_gallery only: images of a class that become queries."""
     skip_unreadable: bool = False
@@ -261,6 +267,8 @@ class SweepConfig(Section):
     """Test on this data set instead of the one in `data`: for example a network trained on gldv2 on roxford5k."""
     root: str | None = None
     """Its folder, .zip or packed store."""
+    protocol: Protocol | None = None
+    """Test under this protocol instead of `data.protocol`: one training serves both."""
     long_side: Side | None = None
     """Test on whole images, brought down to so many pixels along their longer side, instead of the centre crop."""
     scales: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0,)
