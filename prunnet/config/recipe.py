@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,29 @@ MAX_SIDE = 2**14
 Side = Annotated[int, Field(ge=8, le=MAX_SIDE)]
 
 
+PixelValues = float | tuple[float, float, float]
+"""Of all channels, or of red, green and blue."""
+
+
+def _per_channel(given: Any) -> Any:
+    """One message for what is neither a number nor three: pydantic would explain every member of the union."""
+    numbers = given if isinstance(given, (list, tuple)) else [given] * 3
+    try:
+        fits = len(numbers) == 3 and all(math.isfinite(float(number)) for number in numbers)
+    except (TypeError, ValueError, OverflowError):
+        fits = False
+    if not fits and given is not None:
+        raise ValueError("valid: a number, or a list of three")
+    return given
+
+
+def _positive(given: PixelValues | None) -> PixelValues | None:
+    numbers = given if isinstance(given, tuple) else (given,)
+    if any(number is not None and number <= 0 for number in numbers):
+        raise ValueError("valid: above 0")
+    return given
+
+
 Protocol = Literal["leave_one_out", "query_gallery", "catalogue", "catalogue_all"]
 
 
@@ -69,9 +93,11 @@ class DataConfig(Section):
     """Swap black and white, for dark ink on light paper."""
     background: Annotated[str, AfterValidator(check_colour)] = "#ffffff"
     """What shows through transparent pixels, before `invert`: a name such as black, or #rrggbb in quotes."""
-    mean: float | None = None
-    """Pixel mean in [0, 1]; None: 0.5 (grey) or ImageNet's (colour)."""
-    std: Annotated[float, Field(gt=0)] | None = None
+    mean: Annotated[PixelValues | None, BeforeValidator(_per_channel)] = None
+    """Pixel mean in [0, 1], of all channels or a list of three. None: with pretrained weights (`model.pretrained`,
+    `model.weights`) the backbone's own, as timm has it; otherwise 0.5 (grey) or ImageNet's (colour)."""
+    std: Annotated[PixelValues | None, BeforeValidator(_per_channel), AfterValidator(_positive)] = None
+    """Pixel standard deviation above 0; as `mean`."""
     seed: Seed = 0
     images_per_class: Annotated[int, Field(ge=1, le=100_000)] = 20
     """glyphs, colour_glyphs: images rendered a class."""
@@ -110,6 +136,16 @@ class DataConfig(Section):
     """Degrees, uniform in ±shear."""
     flip: bool = False
     """Horizontal flip of half of the training images; right for photographs, wrong for letters."""
+
+    @model_validator(mode="after")
+    def _values_fit_the_channels(self) -> DataConfig:
+        for key in ("mean", "std"):
+            given = getattr(self, key)
+            if isinstance(given, tuple) and self.channels != len(given):
+                raise ConfigError(
+                    f"data.{key}={echo(list(given))} makes no sense with data.channels={self.channels}; valid: a number"
+                )
+        return self
 
 
 class ModelConfig(Section):
@@ -374,11 +410,19 @@ class Recipe(Section):
         )
         return seen
 
+    @property
+    def takes_pixel_values(self) -> bool:
+        """Whether mean or std of pixels are those of the backbone's pretrained weights (`prunnet.data.pixel_values`)."""
+        pretrained = self.model.pretrained or self.model.weights is not None
+        return pretrained and (self.data.mean is None or self.data.std is None)
+
     def training_hash(self) -> str:
         """Hash of everything that determines the trained weights (workers included: they shape the sums). Opens no
         file: a recipe with `train.old` or `model.weights` must be one `with_files_seen`."""
         part = self.trained_part()
         revised = [*revisions(part["train"]), *self._files.calibrations]
+        if self.takes_pixel_values:  # networks of before had ImageNet's, or 0.5 in grey
+            revised.append("mean and std of the backbone's weights")
         return of_json([METHOD_VERSION, part, self.cluster.workers, *revised])
 
     def trained_part(self) -> dict[str, Any]:

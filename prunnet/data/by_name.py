@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from prunnet import storage
 from prunnet.config.recipe import DataConfig, Recipe
-from prunnet.data import holdout, listing, packed
+from prunnet.data import holdout, listing, packed, pixel_values
 from prunnet.data.base import Dataset, ImageSet, MemoryImages, RetrievalTest, some_classes
 from prunnet.data.description import Described, Reader, Rendered
 from prunnet.data.listing import Listing
@@ -137,13 +137,16 @@ def load_for(recipe: Recipe) -> Dataset:
 
 
 def _tested_as_asked(recipe: Recipe) -> Dataset:
-    dataset, sweep = load(recipe.data), recipe.sweep
+    seen_by_network, sweep = pixel_values.data_seen(recipe), recipe.sweep
+    dataset = load(seen_by_network)
+    if said := pixel_values.note(recipe):
+        dataset = replace(dataset, notes=(*dataset.notes, said))
     if sweep.dataset is None and sweep.protocol is None and sweep.long_side is None and sweep.scales == (1.0,):
         return dataset
     elsewhere: dict[str, str | None] = {} if sweep.dataset is None else {"name": sweep.dataset, "root": sweep.root}
     if sweep.protocol is not None:
         elsewhere["protocol"] = sweep.protocol
-    config = recipe.data.model_copy(update=elsewhere)
+    config = seen_by_network.model_copy(update=elsewhere)
     seen = replace(dataset.preprocessing, long_side=sweep.long_side, scales=sweep.scales)
     described = _described(config)
     if isinstance(described, Rendered):
