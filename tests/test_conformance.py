@@ -32,7 +32,7 @@ from prunnet.training.objectives.base import Context
 from prunnet.training.objectives.by_name import make_objective
 from prunnet.training.objectives.masked import Masked
 from prunnet.training.trainer import Trainer
-from tests.conftest import striped_images
+from tests.conftest import LITE0, striped_images
 
 SIDE = 64
 SMALL: dict[str, dict[str, Any]] = {
@@ -60,6 +60,8 @@ KINDS = {
     "vit_small_patch16_224": {"conv 16x16", "linear"},
     "swin_tiny_patch4_window7_224": {"conv 4x4", "linear"},
 }
+WEIGHTS = {"tf_efficientnet_lite0": str(LITE0)} if LITE0.exists() else {}
+"""ImageNet's, of those backbones that have them on this machine; the others start at random."""
 pytestmark = pytest.mark.parametrize("name", SMALL)
 
 
@@ -80,7 +82,9 @@ def by_channel(name: str) -> RetrievalNet:
 
 
 def fresh(name: str, **arguments: Any) -> RetrievalNet:
-    net = RetrievalNet(name, 4, embedding_dim=16, options=SMALL[name], **arguments)
+    net = RetrievalNet(name, 4, embedding_dim=16, options=SMALL[name], weights=WEIGHTS.get(name), **arguments)
+    if name in WEIGHTS:  # trained: no end of a branch is zero
+        return net
     for module in net.backbone.modules():  # zero-initialised ends of residual branches, ConvNeXt's layer scale of 1e-6
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             nn.init.uniform_(module.weight, 0.5, 1.5)

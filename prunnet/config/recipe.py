@@ -412,7 +412,7 @@ class Recipe(Section):
 
     @property
     def takes_pixel_values(self) -> bool:
-        """Whether mean or std of pixels are those of the backbone's pretrained weights (`prunnet.data.pixel_values`)."""
+        """Whether mean or std of pixels are those of pretrained weights (`prunnet.data.pixel_values`)."""
         pretrained = self.model.pretrained or self.model.weights is not None
         return pretrained and (self.data.mean is None or self.data.std is None)
 

@@ -131,8 +131,9 @@ def load(config: DataConfig) -> Dataset:
 
 def load_for(recipe: Recipe) -> Dataset:
     """A recipe's training set with the tests that its `sweep` section asks for: those of another data set
-    (`sweep.dataset`), under another protocol (`sweep.protocol`), of whole images (`sweep.long_side`), at several scales. The images of the split that is asked for
-    are in memory where they are few enough, so an unreadable one is found here."""
+    (`sweep.dataset`), under another protocol (`sweep.protocol`), of whole images (`sweep.long_side`), at several
+    scales; pixels as its network sees them (`pixel_values`). The images of the split that is asked for are in memory
+    where they are few enough, so an unreadable one is found here."""
     return _tested_as_asked(recipe).holding(recipe.sweep.split)
 
 

@@ -18,7 +18,7 @@ the same places of all heads, in query, key and value alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,9 +80,22 @@ def trace(net: nn.Module, run: Callable[[Tensor], Any], image: Tensor) -> Channe
     was_training = net.training
     net.eval()
     try:
-        return _Tracer(net, run, _smallest(net, run, image)).graph()
+        small = _smallest(net, run, image)
+        with nullcontext() if small is image else _one_thread():
+            return _Tracer(net, run, small).graph()
     finally:
         net.train(was_training)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Thousands of operations of some microseconds each: further threads would only wait for each other, spinning."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _smallest(net: nn.Module, run: Callable[[Tensor], Any], image: Tensor) -> Tensor:

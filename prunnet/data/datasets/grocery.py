@@ -1,11 +1,11 @@
-"""`grocery`: the Grocery Store Dataset (Klasson, Zhang, Kjellström, WACV 2019, arXiv 1901.00711): photographs of products
-in shops, and one catalogue picture of each product.
+"""`grocery`: the Grocery Store Dataset (Klasson, Zhang, Kjellström, WACV 2019, arXiv 1901.00711): photographs of
+products in shops, and one catalogue picture of each product.
 
     ROOT/train.txt   val.txt   test.txt   classes.csv   ROOT/train/Fruit/Apple/Golden-Delicious/…
     ROOT/iconic-images-and-descriptions/…
 
-Its own parts share their classes, so they are put together, and whole coarse classes (Apple, Milk, …) are held out: half
-of them for the test, so that training sees no sibling of a product that is searched for.
+Its own parts share their classes, so they are put together, and whole coarse classes (Apple, Milk, …) are held out:
+half of them for the test, so that training sees no sibling of a product that is searched for.
 
 `data.protocol` says what is searched: `leave_one_out` (`photos` in the results table) the other photographs of unseen
 classes; `catalogue` the catalogue pictures of unseen classes; `catalogue_all` those of all classes. Queries are the
