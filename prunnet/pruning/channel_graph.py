@@ -80,7 +80,8 @@ def trace(net: nn.Module, run: Callable[[Tensor], Any], image: Tensor) -> Channe
     was_training = net.training
     net.eval()
     try:
-        small = _smallest(net, run, image)
+        with _one_thread():
+            small = _smallest(net, run, image)
         with nullcontext() if small is image else _one_thread():
             return _Tracer(net, run, small).graph()
     finally:
