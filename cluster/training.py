@@ -30,6 +30,7 @@ from cluster.progress import Board, watched
 from prunnet import data, process
 from prunnet.config.recipe import Recipe
 from prunnet.data.base import Dataset
+from prunnet.data.pixel_values import data_seen
 from prunnet.errors import CheckpointError, ConfigError, DataWarning, PrunnetError, one_line
 from prunnet.experiments import validation_probe as probe
 from prunnet.experiments.stages import make_trainer
@@ -173,7 +174,7 @@ def _train(recipe: Recipe, board: Any, watch: Watch | None, origin: dict[str, An
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # the driver has printed it
-        dataset = data.load(recipe.data) if watch is None else data.load_for(recipe)
+        dataset = data.load(data_seen(recipe)) if watch is None else data.load_for(recipe)
     trainer = make_trainer(recipe, dataset, get_device())
     if trainer.reducer.rank == 0 and trainer.notes:
         board.post.remote(notes=trainer.notes)

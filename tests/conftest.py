@@ -20,6 +20,10 @@ from prunnet.networks.retrieval_net import RetrievalNet
 
 REPOSITORY = Path(__file__).parent.parent
 OMNIGLOT = REPOSITORY.parent / "shared" / "data" / "omniglot_background.zip"
+GROCERY = OMNIGLOT.with_name("grocery.zip")
+LITE0 = OMNIGLOT.with_name("tf_efficientnet_lite0_imagenet.safetensors")
+needs_grocery = pytest.mark.skipif(not GROCERY.exists(), reason="../shared/data/grocery.zip is absent")
+needs_lite0 = pytest.mark.skipif(not LITE0.exists(), reason=f"../shared/data/{LITE0.name} is absent")
 needs_omniglot = pytest.mark.skipif(not OMNIGLOT.exists(), reason="../shared/data/omniglot_background.zip is absent")
 
 # Two workers of pytest-xdist have a processor each: threads of both on two processors would wait for each other.

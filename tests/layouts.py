@@ -230,10 +230,34 @@ def imagefolder(root: Path) -> Path:
     return root
 
 
+def grocery(root: Path) -> Path:
+    """Six coarse classes, of which the first has two products; two photographs a product in each part, under the same
+    file names, and a catalogue picture."""
+    coarse = ["Apple", "Apple", "Avocado", "Leek", "Lime", "Milk", "Plum"]
+    numbers = [sorted(set(coarse)).index(group) for group in coarse]
+    header = "Class Name (str),Class ID (int),Coarse Class Name (str),Coarse Class ID (int),Iconic Image Path (str)"
+    classes = [f"{header},Product Description Path (str)"]
+    for label, (group, number) in enumerate(zip(coarse, numbers, strict=True)):
+        picture = f"/iconic-images-and-descriptions/{group}/P{label}/P{label}_Iconic.jpg"
+        classes.append(f"P{label},{label},{group},{number},{picture},/none.txt")
+        put(root, picture.removeprefix("/"), label, 90)
+    text(root, "classes.csv", classes, bom=True, end="\r\n")
+    for place, part in enumerate(("train", "val", "test")):
+        rows = []
+        for label, (group, number) in enumerate(zip(coarse, numbers, strict=True)):
+            for photo in range(2):
+                name = f"{part}/{group}/P{label}/P{label}_{photo:03d}.jpg"
+                put(root, name, label, 2 * place + photo)
+                rows.append(f"{name}, {label}, {number}")
+        text(root, f"{part}.txt", rows)
+    return root
+
+
 LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "cifar100": cifar100,
     "cub200": cub200,
     "gldv2": gldv2,
+    "grocery": grocery,
     "imagefolder": imagefolder,
     "inshop": inshop,
     "market1501": market1501,

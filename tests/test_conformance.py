@@ -1,4 +1,4 @@
-"""What every backbone must do. The seven that are named in `experiments.backbone_report`, small, pass all of it."""
+"""What every backbone must do. The eight that are named in `experiments.backbone_report`, small, pass all of it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from prunnet.export.formats import export, identity, open_export
 from prunnet.networks.files import load_network, save_network
 from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.pruning import prunable
+from prunnet.pruning.channel_graph import trace
 from prunnet.pruning.macs import layer_macs
 from prunnet.pruning.masks import keep_count
 from prunnet.subnetworks.subnet import Subnetwork, subnetwork
@@ -31,7 +32,7 @@ from prunnet.training.objectives.base import Context
 from prunnet.training.objectives.by_name import make_objective
 from prunnet.training.objectives.masked import Masked
 from prunnet.training.trainer import Trainer
-from tests.conftest import striped_images
+from tests.conftest import LITE0, striped_images
 
 SIDE = 64
 SMALL: dict[str, dict[str, Any]] = {
@@ -39,6 +40,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "resnet50": {"channels": [8, 16, 24, 32], "layers": [1, 1, 1, 1]},
     "resnext50_32x4d": {"layers": [1, 1, 1, 1]},
     "mobilenetv2_100": {},
+    "tf_efficientnet_lite0": {},
     "convnext_tiny": {"depths": [1, 1, 1, 1], "dims": [16, 24, 32, 48]},
     "vit_small_patch16_224": {"depth": 2, "embed_dim": 96, "num_heads": 3, "img_size": SIDE},
     "swin_tiny_patch4_window7_224": {
@@ -53,10 +55,13 @@ KINDS = {
     "resnet50": {"conv 7x7", "conv 3x3", "conv 1x1"},
     "resnext50_32x4d": {"conv 7x7", "grouped 3x3 (32)", "conv 1x1"},
     "mobilenetv2_100": {"conv 3x3", "depthwise 3x3", "conv 1x1"},
+    "tf_efficientnet_lite0": {"conv 3x3", "depthwise 3x3", "depthwise 5x5", "conv 1x1"},
     "convnext_tiny": {"conv 4x4", "depthwise 7x7", "linear", "conv 2x2"},
     "vit_small_patch16_224": {"conv 16x16", "linear"},
     "swin_tiny_patch4_window7_224": {"conv 4x4", "linear"},
 }
+WEIGHTS = {"tf_efficientnet_lite0": str(LITE0)} if LITE0.exists() else {}
+"""ImageNet's, of those backbones that have them on this machine; the others start at random."""
 pytestmark = pytest.mark.parametrize("name", SMALL)
 
 
@@ -77,7 +82,9 @@ def by_channel(name: str) -> RetrievalNet:
 
 
 def fresh(name: str, **arguments: Any) -> RetrievalNet:
-    net = RetrievalNet(name, 4, embedding_dim=16, options=SMALL[name], **arguments)
+    net = RetrievalNet(name, 4, embedding_dim=16, options=SMALL[name], weights=WEIGHTS.get(name), **arguments)
+    if name in WEIGHTS:  # trained: no end of a branch is zero
+        return net
     for module in net.backbone.modules():  # zero-initialised ends of residual branches, ConvNeXt's layer scale of 1e-6
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -208,11 +215,26 @@ def test_what_channels_are_tied_to_and_which_are_kept(name: str) -> None:
         "resnet50": (13, set()),
         "resnext50_32x4d": (9, set()),  # both inner layers of a block go group by group
         "mobilenetv2_100": (25, set()),
+        "tf_efficientnet_lite0": (24, set()),
         "convnext_tiny": (4, {f"they pass through {norm}" for norm in ("ConvNeXtBlock", "LayerNorm", "LayerNorm2d")}),
         "vit_small_patch16_224": (4, {"they pass through LayerNorm"}),  # heads and hidden units of two blocks
         "swin_tiny_patch4_window7_224": (10, {"they pass through LayerNorm"}),
     }
     assert (len(channels.graph.groups), reasons) == expected[name]
+
+
+def test_channels_are_tied_alike_in_the_whole_image_and_in_a_small_one(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = shared(name)
+    found = trace(net, net.features, images(1))
+    monkeypatch.setattr("prunnet.pruning.channel_graph._SIDES", ())
+    whole = trace(net, net.features, images(1))
+    assert (found.kept, found.heads) == (whole.kept, whole.heads)
+    for one, other in zip(found.groups, whole.groups, strict=True):
+        assert (one.units, one.width) == (other.units, other.width)
+        assert list(one.sites) == list(other.sites)
+        assert all(np.array_equal(one.sites[site], other.sites[site]) for site in one.sites)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".onnx", ".pt2"])
@@ -273,7 +295,7 @@ def test_what_is_prunable_is_what_was_decided(name: str) -> None:
     allowed = {"neck", "WindowAttention.relative_position_bias_table", "ConvNeXtBlock.gamma"}
     allowed |= {"VisionTransformer.cls_token", "VisionTransformer.pos_embed"}
     assert dense <= allowed
-    assert (facts.widths is None) == (name in ("resnet18", "resnet50", "mobilenetv2_100"))
+    assert (facts.widths is None) == (name in ("resnet18", "resnet50", "mobilenetv2_100", "tf_efficientnet_lite0"))
 
 
 @pytest.mark.slow
@@ -288,6 +310,7 @@ def test_at_full_size(name: str) -> None:
     with torch.inference_mode():
         assert torch.equal(net.backbone(batch), plain(batch))
     known = {"resnet18": 1.81, "resnet50": 4.09, "resnext50_32x4d": 4.23, "mobilenetv2_100": 0.30}
+    known |= {"tf_efficientnet_lite0": 0.385}  # at 224 px, padded as in TensorFlow
     known |= {"convnext_tiny": 4.46, "vit_small_patch16_224": 4.24, "swin_tiny_patch4_window7_224": 4.35}
     assert sum(layer_macs(net, 224).values()) / 1e9 == pytest.approx(known[name], abs=0.015)  # published, no attention
     assert subnetwork(net, 0.2).embed(batch).isfinite().all()

@@ -28,7 +28,8 @@ TRAININGS = {
     "devices_omniglot": "9add93925b878b338408e9e3e8709be40022df0db0e9a922210292815853cef1",
     "layerwise_omniglot": "8b8972a1c75037cfae8a49d4448efb9a37694b02865292c16c107d1a0935497f",
     "omniglot": "b293be9b6f3bbf19bb8be0ab7993dc1695bfc613ffc5a6f7b6d6ee86fa316c8e",
-    "photographs": "d27a3f4b23e09ecaa927bd228184e079d3159daccc71413e1acaa0384491a59d",
+    # pretrained: of another hash since mean and std of pixels are those of the weights
+    "photographs": "e99aedd280ebf7071c63cf8acc7b720550fbaa4a80df40eecb36ab12c46f623a",
 }
 ABLATIONS = {
     "channel_rates_omniglot": ("methods/slr 0.1/s0/cd96a1f24b", "24ee4b77160f8396"),

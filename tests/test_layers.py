@@ -22,6 +22,7 @@ LAYERS = (
     ("prunnet.storage",),
     ("prunnet.retrieval",),
     ("prunnet.config", "prunnet.results"),
+    ("prunnet.networks.timm_library",),
     ("prunnet.data.sources",),
     ("prunnet.data",),
     ("prunnet.data.datasets",),

@@ -27,6 +27,7 @@ from prunnet.data.sources.names import below
 from prunnet.data.sources.roots import open_root
 from prunnet.errors import DataError
 from prunnet.experiments.trial import run_trial
+from tests.conftest import GROCERY, needs_grocery
 from tests.layouts import LAYOUTS, SIDE, put, text
 
 TEST_ONLY = ("roxford5k", "rparis6k")
@@ -102,6 +103,7 @@ def everything(loaded: Dataset) -> list[np.ndarray]:
         ("cifar100", 24, 4, 16, 16, "leave_one_out"),
         ("cub200", 16, 4, 16, 16, "leave_one_out"),
         ("gldv2", 36, 6, 3, 12, "gldv2"),
+        ("grocery", 24, 4, 18, 18, "photos"),
         ("imagefolder", 24, 6, 8, 8, "leave_one_out"),
         ("inshop", 30, 6, 6, 9, "inshop"),
         ("market1501", 20, 5, 3, 15, "camera"),
@@ -248,6 +250,69 @@ def test_a_landmark_of_many_images_is_one_row(tmp_path: Path) -> None:
     assert any(note.startswith("10,001 row(s) without a file") for note in data.whole(config("gldv2", root)).notes)
 
 
+@pytest.mark.parametrize(("protocol", "gallery"), [("catalogue", 4), ("catalogue_all", 7)])
+def test_photographs_search_the_catalogue(roots: Path, tmp_path: Path, protocol: str, gallery: int) -> None:
+    """Also from a store, which is packed before classes are held out, and after a training under another protocol."""
+    store = packed.pack(data.whole(config("grocery", roots / "grocery")), tmp_path / "store")
+    for root in (roots / "grocery", store):
+        loaded = data.load(config("grocery", root, protocol=protocol, seed=1))
+        test = loaded.test
+        assert (len(test.queries), len(test.gallery), test.protocol_name) == (24, gallery, protocol)
+        assert len(loaded.class_names) == 3
+        assert all(len(right) == 1 for right in test.relevant())
+    plain = parse_recipe({"data": config("grocery", store, seed=1).model_dump()})
+    swept = plain.model_copy(update={"sweep": plain.sweep.model_copy(update={"protocol": protocol})})
+    assert data.load_for(swept).test.fingerprint() == test.held().fingerprint()
+    assert swept.training_hash() == plain.training_hash()
+
+
+def test_no_sibling_of_a_tested_product_is_trained_on(roots: Path) -> None:
+    """Whole coarse classes are held out, by the seed, from all three lists alike."""
+    tested = set()
+    for seed in range(4):
+        listed = data.read(config("grocery", roots / "grocery", seed=seed, validation_fraction=0.0))
+        assert listed.train is not None
+        seen, unseen = (
+            {listed.classes[int(label)].partition("/")[0] for label in part.labels}
+            for part in (listed.train, listed.splits["test"].queries)
+        )
+        assert not seen & unseen
+        assert (len(seen), len(unseen)) == (3, 3)
+        folders = {listed.files.name(int(row)).partition("/")[0] for row in listed.train.rows}
+        assert folders == {"train", "val", "test"}
+        tested.add(tuple(sorted(unseen)))
+    assert len(tested) > 1
+
+
+def test_a_share_of_the_coarse_classes_is_for_validation(tmp_path: Path) -> None:
+    root = LAYOUTS["grocery"](tmp_path)
+    with pytest.raises(DataError, match="validation_fraction=0.5 leaves fewer than two of 3 coarse classes"):
+        data.read(config("grocery", root, validation_fraction=0.5))
+
+
+def test_a_catalogue_is_refused_where_there_is_none(roots: Path) -> None:
+    with pytest.raises(DataError, match="sop has no protocol 'catalogue'; valid: leave_one_out, query_gallery"):
+        data.load(config("sop", roots / "sop", protocol="catalogue"))
+
+
+@needs_grocery
+def test_the_whole_grocery_store_is_there() -> None:
+    asked = config("grocery", GROCERY, validation_fraction=0.2)
+    whole = data.whole(asked)
+    assert (whole.notes, len(whole.files)) == ((), 5421 + 81)
+    listed = data.read(asked)
+    assert listed.train is not None
+    parts = {"train": listed.train, **{name: split.queries for name, split in listed.splits.items()}}
+    coarse = {
+        name: {listed.classes[int(label)].partition("/")[0] for label in part.labels} for name, part in parts.items()
+    }
+    assert {name: len(found) for name, found in coarse.items()} == {"train": 18, "test": 21, "validation": 4}
+    assert len(set.union(*coarse.values())) == 43
+    assert sum(len(part) for part in parts.values()) == 5421
+    test = data.listing.tests(listed, data.Preprocessing.from_config(asked))["test"]
+    assert test.queries.read(np.array([0])).shape == (1, 3, 16, 16)
+
+
 def test_inshop_is_cut_to_its_boxes_when_asked(roots: Path) -> None:
     plain, boxed = (data.load(config("inshop", roots / "inshop", boxes=b)) for b in (False, True))
     assert not np.array_equal(plain.train.read(np.arange(4)), boxed.train.read(np.arange(4)))
@@ -282,7 +347,7 @@ def test_other_counts_than_published_are_a_note(roots: Path, name: str) -> None:
         assert any(f"{what} " in note and f"{count:,} expected" in note for note in listed.notes), what
 
 
-@pytest.mark.parametrize("name", ["inshop", "sop", "veri776"])
+@pytest.mark.parametrize("name", ["grocery", "inshop", "sop", "veri776"])
 def test_a_zip_reads_like_its_folder(roots: Path, tmp_path: Path, name: str) -> None:
     shutil.make_archive(str(tmp_path / name), "zip", roots / name)
     folder, zipped = (data.load(config(name, r)) for r in (roots / name, tmp_path / f"{name}.zip"))
@@ -383,6 +448,7 @@ def test_a_packed_store_reads_like_the_folder(roots: Path, tmp_path: Path, name:
 @pytest.mark.parametrize(
     ("name", "lost", "says"),
     [
+        ("grocery", "val.txt", "'val.txt' is not in .*can be had from"),
         ("gldv2", "train_clean.csv", "'train_clean.csv' is not in .*can be had from"),
         ("roxford5k", "gnd_roxford5k.pkl", "'gnd_roxford5k.pkl' is not in"),
         ("inshop", "Eval/list_eval_partition.txt", "'Eval/list_eval_partition.txt' is not in"),
@@ -412,6 +478,15 @@ def test_a_missing_list_is_named_with_where_to_get_it(tmp_path: Path, name: str,
         ("sop", "Ebay_train.txt", "1 2 3", ":22: '1 2 3' has 3 fields; valid: 4"),
         ("cub200", "image_class_labels.txt", "99 1", ":33: image 99 is not in images.txt"),
         ("cub200", "image_class_labels.txt", "1 x", ":33: 'x' is not a whole number"),
+        ("grocery", "val.txt", "val/a.jpg, 0", "val.txt:15: 'val/a.jpg, 0' has 2 fields; valid: path, class, coarse"),
+        ("grocery", "val.txt", "val/a.jpg, x, 0", "val.txt:15: 'x' is not a whole number"),
+        ("grocery", "test.txt", "test/a.jpg, 99, 0", "test.txt:15: class 99 is not in classes.csv"),
+        ("grocery", "test.txt", "test/a.jpg, 0, 5", "test.txt:15: coarse class 5 of class 0; classes.csv says 0"),
+        ("grocery", "train.txt", "/etc/passwd, 0, 0", "train.txt:15: .* does not stay below"),
+        ("grocery", "classes.csv", "P0,0,Apple,0,/a.jpg,/a.txt", "classes.csv:9: class 0 is there twice"),
+        ("grocery", "classes.csv", "P9,9,Pear,0,/a.jpg,/a.txt", "classes.csv:9: coarse class 0 is 'Pear' here"),
+        ("grocery", "classes.csv", "P9,9,Pear,9,//etc/passwd,/a.txt", "classes.csv:9: .* does not stay below"),
+        ("grocery", "classes.csv", "P9,9", "classes.csv:9: 2 fields; valid: 6"),
         ("veri776", "name_train.txt", "vehicle.jpg", "image name 'vehicle.jpg' does not say identity and camera"),
         ("gldv2", "retrieval_solution_v2.1.csv", "nobody,None,Private", "query 'nobody' is not in test.csv"),
         ("gldv2", "retrieval_solution_v2.1.csv", "q0d,None,Secret", "Usage 'Secret'; valid: Public, Private, Ignored"),

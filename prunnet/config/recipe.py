@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,32 @@ MAX_SIDE = 2**14
 Side = Annotated[int, Field(ge=8, le=MAX_SIDE)]
 
 
+PixelValues = float | tuple[float, float, float]
+"""Of all channels, or of red, green and blue."""
+
+
+def _per_channel(given: Any) -> Any:
+    """One message for what is neither a number nor three: pydantic would explain every member of the union."""
+    numbers = given if isinstance(given, (list, tuple)) else [given] * 3
+    try:
+        fits = len(numbers) == 3 and all(math.isfinite(float(number)) for number in numbers)
+    except (TypeError, ValueError, OverflowError):
+        fits = False
+    if not fits and given is not None:
+        raise ValueError("valid: a number, or a list of three")
+    return given
+
+
+def _positive(given: PixelValues | None) -> PixelValues | None:
+    numbers = given if isinstance(given, tuple) else (given,)
+    if any(number is not None and number <= 0 for number in numbers):
+        raise ValueError("valid: above 0")
+    return given
+
+
+Protocol = Literal["leave_one_out", "query_gallery", "catalogue", "catalogue_all"]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
@@ -67,9 +94,11 @@ class DataConfig(Section):
     """Swap black and white, for dark ink on light paper."""
     background: Annotated[str, AfterValidator(check_colour)] = "#ffffff"
     """What shows through transparent pixels, before `invert`: a name such as black, or #rrggbb in quotes."""
-    mean: float | None = None
-    """Pixel mean in [0, 1]; None: 0.5 (grey) or ImageNet's (colour)."""
-    std: Annotated[float, Field(gt=0)] | None = None
+    mean: Annotated[PixelValues | None, BeforeValidator(_per_channel)] = None
+    """Pixel mean in [0, 1], of all channels or a list of three. None: with pretrained weights (`model.pretrained`,
+    `model.weights`) the backbone's own, as timm has it; otherwise 0.5 (grey) or ImageNet's (colour)."""
+    std: Annotated[PixelValues | None, BeforeValidator(_per_channel), AfterValidator(_positive)] = None
+    """Pixel standard deviation above 0; as `mean`."""
     seed: Seed = 0
     images_per_class: Annotated[int, Field(ge=1, le=100_000)] = 20
     """glyphs, colour_glyphs: images rendered a class."""
@@ -86,7 +115,10 @@ class DataConfig(Section):
     """Share of classes held out for validation; None: a tenth for imagefolder, none of a benchmark's classes."""
     train_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the training classes that is used, drawn from the seed; for an old network that has seen less."""
-    protocol: Literal["leave_one_out", "query_gallery"] = "leave_one_out"
+    protocol: Protocol = "leave_one_out"
+    """What a query searches. leave_one_out: the other test images; query_gallery: the images of its class that are no
+    queries, and those of others; grocery only: catalogue, the catalogue pictures of the unseen classes, and
+    catalogue_all, those of all classes."""
     queries_per_class: Positive = 1
     """query_gallery only: images of a class that become queries."""
     skip_unreadable: bool = False
@@ -105,6 +137,16 @@ class DataConfig(Section):
     """Degrees, uniform in ±shear."""
     flip: bool = False
     """Horizontal flip of half of the training images; right for photographs, wrong for letters."""
+
+    @model_validator(mode="after")
+    def _values_fit_the_channels(self) -> DataConfig:
+        for key in ("mean", "std"):
+            given = getattr(self, key)
+            if isinstance(given, tuple) and self.channels != len(given):
+                raise ConfigError(
+                    f"data.{key}={echo(list(given))} makes no sense with data.channels={self.channels}; valid: a number"
+                )
+        return self
 
 
 class ModelConfig(Section):
@@ -268,6 +310,8 @@ class SweepConfig(Section):
     """Test on this data set instead of the one in `data`: for example a network trained on gldv2 on roxford5k."""
     root: str | None = None
     """Its folder, .zip or packed store."""
+    protocol: Protocol | None = None
+    """Test under this protocol instead of `data.protocol`: one training serves both."""
     long_side: Side | None = None
     """Test on whole images, brought down to so many pixels along their longer side, instead of the centre crop."""
     scales: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0,)
@@ -385,11 +429,19 @@ class Recipe(Section):
         )
         return seen
 
+    @property
+    def takes_pixel_values(self) -> bool:
+        """Whether mean or std of pixels are those of pretrained weights (`prunnet.data.pixel_values`)."""
+        pretrained = self.model.pretrained or self.model.weights is not None
+        return pretrained and (self.data.mean is None or self.data.std is None)
+
     def training_hash(self) -> str:
         """Hash of everything that determines the trained weights (workers included: they shape the sums). Opens no
         file: a recipe with `train.old` or `model.weights` must be one `with_files_seen`."""
         part = self.trained_part()
         revised = [*revisions(part["train"]), *self._files.calibrations]
+        if self.takes_pixel_values:  # networks of before had ImageNet's, or 0.5 in grey
+            revised.append("mean and std of the backbone's weights")
         return of_json([METHOD_VERSION, part, self.cluster.workers, *revised])
 
     def trained_part(self) -> dict[str, Any]:

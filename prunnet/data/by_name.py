@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from prunnet import storage
 from prunnet.config.recipe import DataConfig, Recipe
-from prunnet.data import holdout, listing, packed
+from prunnet.data import holdout, listing, packed, pixel_values
 from prunnet.data.base import Dataset, ImageSet, MemoryImages, RetrievalTest, some_classes
 from prunnet.data.description import Described, Reader, Rendered
 from prunnet.data.listing import Listing
@@ -27,6 +27,7 @@ DATASETS: Registry[Described] = Registry(
         "cifar100": "prunnet.data.datasets.cifar100:DATASET",
         "cub200": "prunnet.data.datasets.cub200:DATASET",
         "gldv2": "prunnet.data.datasets.gldv2:DATASET",
+        "grocery": "prunnet.data.datasets.grocery:DATASET",
         "imagefolder": "prunnet.data.datasets.imagefolder:DATASET",
         "inshop": "prunnet.data.datasets.inshop:DATASET",
         "market1501": "prunnet.data.datasets.market1501:DATASET",
@@ -62,7 +63,9 @@ def read(config: DataConfig) -> Listing:
     found = whole(config)
     if config.skip_unreadable:
         found = listing.readable(found)
-    return holdout.held_out(found, config) if found.pool is not None else validated(found, config)
+    described = _described(config)
+    assert isinstance(described, Reader)
+    return described.hold_out(found, config) if found.pool is not None else validated(found, config)
 
 
 def whole(config: DataConfig) -> Listing:
@@ -71,7 +74,7 @@ def whole(config: DataConfig) -> Listing:
     Raises:
         DataError: an unknown name, missing or broken lists, no image at all.
     """
-    described = _described(config.name)
+    described = _described(config)
     if not isinstance(described, Reader):
         readers = ", ".join(name for name, each in DATASETS.items() if isinstance(each, Reader))
         raise DataError(f"{config.name} is rendered; it has no files; valid: {readers}")
@@ -88,10 +91,14 @@ def whole(config: DataConfig) -> Listing:
     return listing.present(found)
 
 
-def _described(name: str) -> Described:
-    if name not in DATASETS:
-        raise DataError(unknown("data.name", name, DATASETS))
-    return DATASETS[name]
+def _described(config: DataConfig) -> Described:
+    if config.name not in DATASETS:
+        raise DataError(unknown("data.name", config.name, DATASETS))
+    described = DATASETS[config.name]
+    if config.protocol not in described.protocols:
+        valid = ", ".join(described.protocols)
+        raise DataError(f"{config.name} has no protocol {config.protocol!r}; valid: {valid}")
+    return described
 
 
 def _copied(url: str) -> str:
@@ -112,7 +119,7 @@ def validated(found: Listing, config: DataConfig) -> Listing:
 
 def load(config: DataConfig) -> Dataset:
     """The data set that a recipe names; DataError for an unknown name or data that cannot serve."""
-    described = _described(config.name)
+    described = _described(config)
     if isinstance(described, Rendered):
         dataset = described.load(config)
     else:
@@ -124,19 +131,25 @@ def load(config: DataConfig) -> Dataset:
 
 def load_for(recipe: Recipe) -> Dataset:
     """A recipe's training set with the tests that its `sweep` section asks for: those of another data set
-    (`sweep.dataset`), of whole images (`sweep.long_side`), at several scales. The images of the split that is asked for
-    are in memory where they are few enough, so an unreadable one is found here."""
+    (`sweep.dataset`), under another protocol (`sweep.protocol`), of whole images (`sweep.long_side`), at several
+    scales; pixels as its network sees them (`pixel_values`). The images of the split that is asked for are in memory
+    where they are few enough, so an unreadable one is found here."""
     return _tested_as_asked(recipe).holding(recipe.sweep.split)
 
 
 def _tested_as_asked(recipe: Recipe) -> Dataset:
-    dataset, sweep = load(recipe.data), recipe.sweep
-    if sweep.dataset is None and sweep.long_side is None and sweep.scales == (1.0,):
+    seen_by_network, sweep = pixel_values.data_seen(recipe), recipe.sweep
+    dataset = load(seen_by_network)
+    if said := pixel_values.note(recipe):
+        dataset = replace(dataset, notes=(*dataset.notes, said))
+    if sweep.dataset is None and sweep.protocol is None and sweep.long_side is None and sweep.scales == (1.0,):
         return dataset
-    elsewhere = {} if sweep.dataset is None else {"name": sweep.dataset, "root": sweep.root}
-    config = recipe.data.model_copy(update=elsewhere)
+    elsewhere: dict[str, str | None] = {} if sweep.dataset is None else {"name": sweep.dataset, "root": sweep.root}
+    if sweep.protocol is not None:
+        elsewhere["protocol"] = sweep.protocol
+    config = seen_by_network.model_copy(update=elsewhere)
     seen = replace(dataset.preprocessing, long_side=sweep.long_side, scales=sweep.scales)
-    described = _described(config.name)
+    described = _described(config)
     if isinstance(described, Rendered):
         if sweep.long_side or sweep.scales != (1.0,):
             raise DataError(f"sweep.long_side and sweep.scales need images that are files, not {config.name}")

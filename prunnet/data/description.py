@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 
 from prunnet.config.recipe import DataConfig
+from prunnet.data import holdout
 from prunnet.data.base import Dataset
 from prunnet.data.listing import Listing
 
@@ -20,6 +21,8 @@ class Described:
     _: KW_ONLY
     options: tuple[str, ...] = ()
     """Keys of the section `data` that it heeds and most others do not."""
+    protocols: tuple[str, ...] = ("leave_one_out", "query_gallery")
+    """Values of `data.protocol` that are not refused."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,9 @@ class Reader(Described):
 
     read: Callable[[DataConfig], Listing]
     """Its lists; opens no image. DataError where this copy cannot be understood."""
+    _: KW_ONLY
+    hold_out: Callable[[Listing, DataConfig], Listing] = holdout.held_out
+    """What makes the parts of a listing that has a `pool`. DataError where a part is left without classes."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageColor
 from pydantic import TypeAdapter, ValidationError
 
-from prunnet.config.recipe import MAX_SIDE, DataConfig
+from prunnet.config.recipe import MAX_SIDE, DataConfig, PixelValues
 from prunnet.data.sources.decode import WHITE, Colour
 from prunnet.errors import CheckpointError, echo
 from prunnet.storage import hashing
@@ -48,14 +48,16 @@ class Preprocessing:
 
     @classmethod
     def from_config(cls, data: DataConfig) -> Preprocessing:
+        """As the section says it by itself: that of a recipe with pretrained weights is
+        `from_config(pixel_values.data_seen(recipe))`."""
         default = (IMAGENET_MEAN, IMAGENET_STD) if data.channels == 3 else ((0.5,), (0.5,))
         return cls(
             image_size=data.image_size,
             resize=max(data.resize or data.image_size, data.image_size),
             channels=data.channels,
             invert=data.invert,
-            mean=default[0] if data.mean is None else (data.mean,) * data.channels,
-            std=default[1] if data.std is None else (data.std,) * data.channels,
+            mean=_of_channels(data.mean, default[0]),
+            std=_of_channels(data.std, default[1]),
             background=ImageColor.getrgb(data.background)[:3],
         )
 
@@ -137,6 +139,12 @@ class Preprocessing:
         mean = torch.tensor(self.mean, device=values.device).view(1, -1, 1, 1)
         std = torch.tensor(self.std, device=values.device).view(1, -1, 1, 1)
         return (values / 255 - mean) / std
+
+
+def _of_channels(given: PixelValues | None, default: tuple[float, ...]) -> tuple[float, ...]:
+    if given is None:
+        return default
+    return given if isinstance(given, tuple) else (given,) * len(default)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy as np
 from prunnet import data
 from prunnet.config.recipe import DataConfig, Recipe, parse_recipe
 from prunnet.data.base import RetrievalTest
+from prunnet.data.pixel_values import as_said
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError
 from prunnet.evaluation.stored_features import StoredFeatures
@@ -175,19 +176,14 @@ def data_of(side: Side, overrides: dict[str, Any] | None = None) -> DataConfig:
 
 
 def seen_through(config: DataConfig, preprocessing: Preprocessing) -> DataConfig:
-    """The same images, made by another preprocessing; ConfigError for one that a recipe cannot describe."""
-    means, stds = set(preprocessing.mean), set(preprocessing.std)
-    plain = Preprocessing.from_config(DataConfig(channels=1 if preprocessing.channels == 1 else 3))
-    default = (preprocessing.mean, preprocessing.std) == (plain.mean, plain.std)
-    if not default and (len(means) > 1 or len(stds) > 1):
-        raise ConfigError(f"mean {preprocessing.mean} and std {preprocessing.std} cannot be said in a recipe")
+    """The same images, made by another preprocessing."""
     changes = {
         "image_size": preprocessing.image_size,
         "resize": preprocessing.resize,
         "channels": preprocessing.channels,
         "invert": preprocessing.invert,
-        "mean": None if default else means.pop(),
-        "std": None if default else stds.pop(),
+        "mean": as_said(preprocessing.mean),
+        "std": as_said(preprocessing.std),
         "background": "#{:02x}{:02x}{:02x}".format(*preprocessing.background),
     }
     return parse_recipe({"data": {**config.model_dump(), **changes}}).data

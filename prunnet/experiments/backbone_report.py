@@ -42,6 +42,7 @@ NAMED = (
     "resnet50",
     "resnext50_32x4d",
     "mobilenetv2_100",
+    "tf_efficientnet_lite0",
     "convnext_tiny",
     "vit_small_patch16_224",
     "swin_tiny_patch4_window7_224",

@@ -21,6 +21,7 @@ from prunnet.config.recipe import (
     parse_recipe,
 )
 from prunnet.data.base import Dataset
+from prunnet.data.pixel_values import with_values_of
 from prunnet.errors import CheckpointError
 from prunnet.experiments.row_identity import portable, row_config
 from prunnet.networks.files import CALIBRATED, NETWORK
@@ -133,11 +134,12 @@ class Source:
     def of(cls, run: Path, overrides: Sequence[str] = ()) -> Source:
         """A run's folder or one network's file. `overrides` mend where the data lie: data.root=DIR."""
         family, kept = Family.of_run(run), kept_recipe(run)
-        trained = family.largest.header.recipe.get("data")
+        header = family.largest.header
+        trained = header.recipe.get("data")
         if not trained:
             raise CheckpointError(f"{str(run)!r} does not say on which data it was trained; valid: a run of prunnet's")
         swept = (run / RECIPE).is_file()
-        given = kept.data.model_dump() if swept else trained
+        given = with_values_of(kept.data.model_dump() if swept else trained, header.recipe, header.preprocessing)
         return cls(run, _recipe_of(given, kept.sweep.model_dump(), overrides), family)
 
     @classmethod
@@ -145,7 +147,8 @@ class Source:
         """As `of`, with data and sweep of one row of the results table. Rows do not say where files lie: that is taken
         from the run's recipe, or from the file of the row's network."""
         config, kept = row_config(row), kept_recipe(run)
-        trained = read_header(_file_of(run, row["query_weights_sha"])).get("recipe", {}).get("data", {})
+        header = read_header(_file_of(run, row["query_weights_sha"]))
+        trained = header.get("recipe", {}).get("data", {})
         wanted = portable(DataConfig.model_validate(config["data"]).model_dump(mode="json"))
         chosen = config["data"]
         for candidate in (kept.data.model_dump(mode="json"), trained):
@@ -155,6 +158,7 @@ class Source:
         sweep = dict(config["sweep"])
         if portable(kept.sweep.model_dump(mode="json")).get("root") == sweep.get("root"):
             sweep["root"] = kept.sweep.root
+        chosen = with_values_of(chosen, header.get("recipe", {}), header.get("preprocessing"))
         return cls(run, _recipe_of(chosen, sweep, overrides), Family({}))
 
     @cached_property

@@ -16,6 +16,7 @@ from prunnet import data
 from prunnet.config.recipe import Recipe, SweepConfig
 from prunnet.config.trial import Trial
 from prunnet.data.base import Dataset
+from prunnet.data.pixel_values import data_seen
 from prunnet.experiments.run import by_hash, evaluate_missing, in_this_process, trained_networks
 from prunnet.experiments.stages import stages, train_here
 
@@ -76,5 +77,5 @@ def _loaded(key: str) -> Dataset:
 
 def _dataset(recipe: Recipe) -> Dataset:
     """A process works through many trials on the same data."""
-    tested = recipe.sweep.model_dump(include={"dataset", "root", "long_side", "scales"})
-    return _loaded(Recipe(data=recipe.data, sweep=SweepConfig(**tested)).model_dump_json())
+    tested = recipe.sweep.model_dump(include={"dataset", "root", "protocol", "long_side", "scales"})
+    return _loaded(Recipe(data=data_seen(recipe), sweep=SweepConfig(**tested)).model_dump_json())

@@ -9,6 +9,7 @@ from typing import Any
 
 from prunnet.config.recipe import Recipe
 from prunnet.data.base import Dataset
+from prunnet.data.pixel_values import data_seen
 from prunnet.data.transforms import Preprocessing
 from prunnet.evaluation.evaluator import FeaturesUnit, Plan, TestUnit
 from prunnet.experiments.row_identity import identity_columns, layerwise_columns
@@ -163,7 +164,7 @@ def evaluation_plan(
     return Plan(
         specs={member: network.net.spec for member, network in networks.items()},
         headers={member: network.header.without_history() for member, network in networks.items()},
-        preprocessing=Preprocessing.from_config(recipe.data),
+        preprocessing=Preprocessing.from_config(data_seen(recipe)),
         batch_size=recipe.sweep.batch_size,
         features=str(features),
         results=str(results),

@@ -7,7 +7,8 @@ its channels, and where the NaN arrives is what depends on them. Image b of the 
 number has bit b, image bits + b in all others; an input channel that NaN reaches in exactly one of each pair
 has read off the number of the one channel that it depends on. One that NaN reaches in both depends on several
 (LayerNorm, softmax), so none of these can be cut without changing the others, and they are kept, with the reason.
-All other layers answer zeros, so that a pass costs next to nothing.
+All other layers answer zeros, so that a pass costs next to nothing but what stands between the layers. That grows with
+the image, and what is tied does not: the passes are made on a small image where the network takes one.
 
 The one rule that NaN cannot show is that of attention: query and key meet in a product over the places of a head. A
 module with `num_heads` whose one fused projection is three times as wide as what its other linear layer reads is cut at
@@ -17,7 +18,7 @@ the same places of all heads, in query, key and value alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,13 +61,18 @@ class ChannelGraph:
     """Module of an attention -> its fused projection."""
 
 
+_SIDES = (32, 64)
+"""Pixels of the smaller images that are tried, in order."""
+
+
 @torch.no_grad()
 def trace(net: nn.Module, run: Callable[[Tensor], Any], image: Tensor) -> ChannelGraph:
     """The channel groups of `net`.
 
     Args:
         run: what is run for an image batch, such as `net.features`.
-        image: [1, C, H, W], of a size that the network takes.
+        image: [1, C, H, W], of a size that the network takes. A smaller one is used in its place where all layers are
+            then called alike.
 
     Raises:
         ConfigError: a network that makes NaN by itself, so that nothing can be seen.
@@ -74,9 +80,58 @@ def trace(net: nn.Module, run: Callable[[Tensor], Any], image: Tensor) -> Channe
     was_training = net.training
     net.eval()
     try:
-        return _Tracer(net, run, image).graph()
+        with _one_thread():
+            small = _smallest(net, run, image)
+        with nullcontext() if small is image else _one_thread():
+            return _Tracer(net, run, small).graph()
     finally:
         net.train(was_training)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Thousands of operations of some microseconds each: further threads would only wait for each other, spinning."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _smallest(net: nn.Module, run: Callable[[Tensor], Any], image: Tensor) -> Tensor:
+    """A small part of the image for which the network calls the same layers, in the same order, with as many channels;
+    the image itself where there is none: networks made for one size, and those whose parts depend on it."""
+    wanted: list[tuple[str, int, int]] | None = None
+    for side in _SIDES:
+        if side >= min(image.shape[-2:]):
+            break
+        wanted = wanted or _calls(net, run, image)
+        small = image[..., :side, :side]
+        with suppress(Exception):  # models raise errors of any kind for a size that they do not take
+            if _calls(net, run, small) == wanted:
+                return small
+    return image
+
+
+def _calls(net: nn.Module, run: Callable[[Tensor], Any], image: Tensor) -> list[tuple[str, int, int]]:
+    """Name, dimensions and channels of what each prunable layer gives, call by call."""
+    called: list[tuple[str, int, int]] = []
+
+    def record(name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, _: Any, output: Tensor) -> None:
+            axis = -1 if isinstance(layer, nn.Linear) else 1
+            called.append((name, output.dim(), output.shape[axis]))
+
+        return hook
+
+    hooks = [m.register_forward_hook(record(name)) for name, m in net.named_modules() if is_prunable(m)]
+    try:
+        run(torch.zeros_like(image))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return called
 
 
 class _SettledError(Exception):

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from prunnet.networks.timm_library import timm
 from prunnet.pruning.channel_scores import Ends
 from prunnet.pruning.network import PrunableNet
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_PLAIN = (*_CONVOLUTIONS, nn.Linear)
-"""Exactly these: a layer that is derived from one may do something with its weight that depends on its shape."""
+_PLAIN = (*_CONVOLUTIONS, nn.Linear, timm.layers.Conv2dSame)
+"""Exactly these: a layer that is derived from one may do something with its weight that depends on its shape. timm's
+Conv2dSame (backbones from TensorFlow) pads by the image's size and the kernel's, and is a convolution then."""
 _AGREE = 1e-3
 """Of the largest feature: by how much both ways may differ in float32."""
 

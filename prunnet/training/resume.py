@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prunnet.config.recipe import Recipe
 from prunnet.data.base import check_images as check_images
+from prunnet.data.pixel_values import data_seen
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError
 from prunnet.networks.files import (
@@ -138,7 +139,7 @@ def export(folder: str | Path, recipe: Recipe, model_path: str | Path) -> None:
     save_network(
         model_path,
         net,
-        Preprocessing.from_config(recipe.data),
+        Preprocessing.from_config(data_seen(recipe)),
         statistics=Statistics(own, header["calibration"]) if own else None,
         untrained=header.get("untrained", []),
         training_hash=header["training_hash"],
