@@ -54,7 +54,7 @@ def made(name: str = "resnet", granularity: str = "weight", **more: Any) -> Retr
 def trained(name: str, granularity: str) -> RetrievalNet:
     """A network that tells stripes apart."""
     net = made(name, granularity)
-    fit(net, stripes(), (0.7,), epochs=4, batch_size=48, lr=0.05, precision="fp32", method="joint")
+    fit(net, stripes(), (0.7,), epochs=8, batch_size=48, lr=0.05, precision="fp32", method="joint")
     return net.double()
 
 
