@@ -12,10 +12,9 @@ from safetensors.torch import save_file
 from prunnet.config.recipe import ModelConfig, load_recipe
 from prunnet.errors import ConfigError
 from prunnet.networks.retrieval_net import RetrievalNet, make_backbone
-from tests.conftest import REPOSITORY
+from tests.conftest import LITE0, needs_lite0
 
 OPTIONS = {"channels": [8, 8, 16, 32]}
-LITE0 = REPOSITORY.parent / "shared" / "data" / "tf_efficientnet_lite0_imagenet.safetensors"
 
 
 @pytest.fixture
@@ -165,7 +164,7 @@ def test_position_embeddings_are_brought_to_the_recipes_size(tmp_path: Path) -> 
     assert torch.equal(loaded["blocks.0.attn.qkv.weight"], source.state_dict()["blocks.0.attn.qkv.weight"])
 
 
-@pytest.mark.skipif(not LITE0.exists(), reason="../shared/data/tf_efficientnet_lite0_imagenet.safetensors is absent")
+@needs_lite0
 def test_real_weights_are_loaded_whole() -> None:
     loaded = make_backbone("tf_efficientnet_lite0", in_chans=1, weights=str(LITE0)).state_dict()
     state = state_of(LITE0)
