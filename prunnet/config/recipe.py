@@ -167,6 +167,14 @@ class TrainConfig(Section):
     """balanced only: K."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.1
+    backbone_lr: Annotated[float, Field(gt=0)] | None = None
+    """Learning rate of the backbone's weights, for one that starts from `model.pretrained` or `model.weights`; None:
+    lr. Scores have `score_lr`."""
+    freeze: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Modules of the network whose weights do not train and whose BatchNorm statistics stay, with all that they hold:
+    names such as backbone.blocks.0, or patterns such as backbone.*.bn*. Their masks are learned nevertheless."""
+    freeze_scores: bool = False
+    """The scores of what `freeze` names do not train either: their masks stay what `score_init` makes them."""
     score_lr: Annotated[float, Field(gt=0)] | None = None
     """Learning rate of the scores; None: see `score_rate`."""
     teacher_lr: Annotated[float, Field(gt=0)] | None = None

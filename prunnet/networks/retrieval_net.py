@@ -100,6 +100,8 @@ class RetrievalNet(PrunableNet):
         }
         later = {"features": None, "width": 1.0, "scored": True, "granularity": "weight"}
         self.spec: dict[str, Any] = without_defaults(described, later)
+        self.held: tuple[str, ...] = ()
+        """BatchNorms that stay in evaluation mode while the network trains (`train.freeze`)."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.backbone = make_backbone(
@@ -142,6 +144,13 @@ class RetrievalNet(PrunableNet):
                 f"the channels of backbone {self.spec['backbone']!r} cannot be traced: {one_line(error)[:200]}; valid: "
                 "another granularity than channel"
             ) from None
+
+    def train(self, mode: bool = True) -> RetrievalNet:
+        """As torch's, but what is `held` keeps its statistics."""
+        super().train(mode)
+        for name in self.held:
+            self.get_submodule(name).eval()
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] -> logits [B, classes]."""

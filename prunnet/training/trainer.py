@@ -27,6 +27,7 @@ from prunnet.data.base import ImageSet, IntArray
 from prunnet.data.loading import balanced, loaded, share_of, shuffled
 from prunnet.data.transforms import Augmentation, Preprocessing
 from prunnet.errors import ConfigError, DataError
+from prunnet.networks.frozen import Frozen
 from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.pruning import prunable
 from prunnet.pruning.masks import laid_out_like
@@ -61,7 +62,7 @@ class Trainer:
         layout: memory format of weights and images; None: the fastest that is right (`prunnet.training.precision`).
 
     Raises:
-        ConfigError, DataError: see `steps_per_epoch` and `prunnet.training.precision.settle`.
+        ConfigError, DataError: see `steps_per_epoch`, `prunnet.training.precision.settle` and `Frozen.of`.
     """
 
     def __init__(
@@ -94,6 +95,8 @@ class Trainer:
         )
         self.dtype, self.layout, self.notes = numerics.dtype, numerics.layout, numerics.notes
         self.net: RetrievalNet = net.to(device=self.device, memory_format=self.layout)  # type: ignore[call-overload]
+        self.frozen = Frozen.of(self.net, config.freeze, scores=config.freeze_scores)
+        self.net.held = self.frozen.norms
         self.objective = make_objective(self.net, config, self._context(class_names))
         self.optimizer = make_optimizer(self.net, config, self.objective.parameters())
         self.progress = Progress()
@@ -111,7 +114,7 @@ class Trainer:
             )
         if config.score_init == "snip":
             self._snip()
-        return Context(self.reducer, self.dtype, self.train_set, self.preprocessing, old, self.total_steps)
+        return Context(self.reducer, self.dtype, self.train_set, self.preprocessing, old, self.total_steps, self.frozen)
 
     def _snip(self) -> None:
         """Scores from the dense loss of the run's first batch with all BatchNorm scales at 1, averaged over the
@@ -165,6 +168,7 @@ class Trainer:
         losses = self.objective.backward(images, labels, step)
         for name in self.objective.untrained:
             self.net.get_submodule(name).zero_grad(set_to_none=True)  # a gradient of 0 would be decay
+        self.frozen.drop_gradients()
         align_gradients(self.net)
         clip_gradients(self.net, config.clip_norm)
         self.optimizer.step()
@@ -244,12 +248,16 @@ def steps_per_epoch(images: int, config: TrainConfig, workers: int) -> int:
 def make_optimizer(
     net: RetrievalNet, config: TrainConfig, more: Mapping[str, nn.Parameter] | None = None
 ) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW, over three groups: weights, scores with their own rate, and what the objective
-    learns (`more`), without decay."""
+    """SGD with momentum, or AdamW, over groups: weights, those of the backbone where they have a rate of their own,
+    scores with theirs, and what the objective learns (`more`), without decay."""
     scores = list(prunable.scores(net).values())
     scored = {id(p) for p in scores}
-    weights = [p for p in net.parameters() if id(p) not in scored]
-    groups: list[dict[str, Any]] = [{"params": weights, "base_lr": config.lr}]
+    weights = {name: p for name, p in net.named_parameters() if id(p) not in scored}
+    own = {} if config.backbone_lr is None else {name: p for name, p in weights.items() if in_backbone(name)}
+    rest = [p for name, p in weights.items() if name not in own]
+    groups: list[dict[str, Any]] = [{"params": rest, "base_lr": config.lr}]
+    if own:
+        groups.append({"params": list(own.values()), "base_lr": config.backbone_lr})
     if scores:
         groups.append({"params": scores, "base_lr": config.score_rate})
     if more:
@@ -258,6 +266,12 @@ def make_optimizer(
         return _eager(torch.optim.AdamW)(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     sgd = _eager(torch.optim.SGD)
     return sgd(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
+
+
+def in_backbone(name: str) -> bool:
+    """Whether a parameter of a network is one of its backbone, by name; a switchable network keeps the BatchNorms of
+    its narrower widths as `norms.0.backbone|bn1`."""
+    return name.startswith("backbone.") or (name.startswith("norms.") and name.split(".")[2].startswith("backbone|"))
 
 
 def _eager(kind: type[torch.optim.Optimizer]) -> Any:
