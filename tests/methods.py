@@ -54,6 +54,7 @@ CASES: dict[str, dict[str, Any]] = {
     "ndpp, released": {"method": "ndpp", "ndpp_scale": "released"},
     "all prototypes perturbed": {"method": "ndpp", "perturb": "all"},
     **{f"prunnet + {term}": {"compatible": term} for term in ("bct", "asymmetric", "regression", "ndpp", "odpp")},
+    "averaged": {"ema": 0.9},
     "frozen": {"freeze": ("backbone.stages.0", "neck"), "block": "network"},
     "frozen with its scores": {"granularity": "kernel", "freeze": ("backbone.stages.1",), "freeze_scores": True},
     "switchable, frozen": {"method": "switchable", "freeze": ("backbone.layer1", "backbone.*.bn2")},

@@ -188,6 +188,9 @@ class TrainConfig(Section):
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: Annotated[float, Field(gt=0)] = 100.0
     label_smoothing: Fraction = 0.0
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay a step of an exponential moving average of weights, scores and BatchNorm statistics, which is what is
+    validated, saved and tested; None: the network of the last step is."""
     score_init: Literal["kaiming_uniform", "normal", "magnitude", "snip", "constant"] | None = None
     granularity: str = "weight"
     """What one score stands for. weight: a weight, as in the paper; nm: a weight, of which 2 of 4 along the input stay;

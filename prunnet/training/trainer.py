@@ -31,6 +31,7 @@ from prunnet.networks.frozen import Frozen
 from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.pruning import prunable
 from prunnet.pruning.masks import laid_out_like
+from prunnet.training.average import Average
 from prunnet.training.gradients.reducer import Reducer
 from prunnet.training.objectives.base import Context
 from prunnet.training.objectives.by_name import make_objective
@@ -99,7 +100,14 @@ class Trainer:
         self.net.held = self.frozen.norms
         self.objective = make_objective(self.net, config, self._context(class_names))
         self.optimizer = make_optimizer(self.net, config, self.objective.parameters())
+        self.average = None if config.ema is None else Average(self.net, config.ema)
         self.progress = Progress()
+
+    @property
+    def trained(self) -> RetrievalNet:
+        """What is validated and saved: the average of the network over the steps where `train.ema` is set, else the
+        network."""
+        return self.net if self.average is None else self.average.net
 
     def _context(self, class_names: Sequence[str]) -> Context:
         """What the method may need, such as the old network. SNIP's scores are computed here as well."""
@@ -173,6 +181,8 @@ class Trainer:
         clip_gradients(self.net, config.clip_norm)
         self.optimizer.step()
         self.progress.step += 1
+        if self.average is not None:
+            self.average.update(self.net, self.progress.step)
         return losses
 
     def _batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -317,7 +327,8 @@ def fit(
     class_names: Sequence[str] = (),
     **settings: Any,
 ) -> list[dict[str, float]]:
-    """Trains `net` in this process so that a subnetwork of any capacity can be cut from it afterwards.
+    """Trains `net` in this process so that a subnetwork of any capacity can be cut from it afterwards. With `ema` it
+    ends as its average.
 
     Args:
         train_set: images and labels 0 … classes-1.
@@ -343,4 +354,7 @@ def fit(
     )
     for note in trainer.notes:
         warnings.warn(note, stacklevel=2)
-    return trainer.run()
+    history = trainer.run()
+    if trainer.trained is not trainer.net:
+        net.load_state_dict(trainer.trained.state_dict())
+    return history
