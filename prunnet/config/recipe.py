@@ -116,6 +116,11 @@ class ModelConfig(Section):
     stem: Literal["timm", "released"] = "timm"
     """released: no max-pool after the stem, as in PrunNet's released ResNet-18."""
     neck_norm: Literal["batch", "none"] = "batch"
+    pooling: Literal["timm", "avg", "max", "gem"] = "timm"
+    """What makes a vector of the backbone's map. timm: what the backbone itself does; gem: the generalised mean with a
+    learned exponent. Others than timm need a backbone of convolutions."""
+    gem_p: Annotated[float, Field(gt=0)] = 3.0
+    """gem only: the exponent at the start."""
     pretrained: bool = False
     """Start from timm's weights for this backbone, which timm downloads."""
     weights: str | None = None

@@ -259,19 +259,21 @@ def make_optimizer(
     net: RetrievalNet, config: TrainConfig, more: Mapping[str, nn.Parameter] | None = None
 ) -> torch.optim.Optimizer:
     """SGD with momentum, or AdamW, over groups: weights, those of the backbone where they have a rate of their own,
-    scores with theirs, and what the objective learns (`more`), without decay."""
+    scores with theirs; without decay the exponent of a pooling and what the objective learns (`more`)."""
     scores = list(prunable.scores(net).values())
     scored = {id(p) for p in scores}
     weights = {name: p for name, p in net.named_parameters() if id(p) not in scored}
     own = {} if config.backbone_lr is None else {name: p for name, p in weights.items() if in_backbone(name)}
-    rest = [p for name, p in weights.items() if name not in own]
+    exponents = {name: p for name, p in weights.items() if name.startswith("pooling.")}
+    rest = [p for name, p in weights.items() if name not in own and name not in exponents]
     groups: list[dict[str, Any]] = [{"params": rest, "base_lr": config.lr}]
     if own:
         groups.append({"params": list(own.values()), "base_lr": config.backbone_lr})
     if scores:
         groups.append({"params": scores, "base_lr": config.score_rate})
-    if more:
-        groups.append({"params": list(more.values()), "base_lr": config.lr, "weight_decay": 0.0})
+    for undecayed in (exponents, more):
+        if undecayed:
+            groups.append({"params": list(undecayed.values()), "base_lr": config.lr, "weight_decay": 0.0})
     if config.optimizer == "adamw":
         return _eager(torch.optim.AdamW)(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     sgd = _eager(torch.optim.SGD)
