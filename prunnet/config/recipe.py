@@ -24,6 +24,7 @@ from pydantic import (
 )
 from pydantic_core import to_jsonable_python
 
+from prunnet.config.augmentations import Stated, check_augment
 from prunnet.config.choices import check_capacity
 from prunnet.config.colours import check_colour
 from prunnet.config.granularities import GRANULARITIES, check_allocation, check_density
@@ -104,6 +105,9 @@ class DataConfig(Section):
     """Degrees, uniform in ±shear."""
     flip: bool = False
     """Horizontal flip of half of the training images; right for photographs, wrong for letters."""
+    augment: Annotated[tuple[Stated, ...] | None, BeforeValidator(check_augment)] = None
+    """Augmentations of training images one after another, a list of {name: parameters}, in place of rotate, translate,
+    scale, shear and flip: see `prunnet.config.augmentations`, docs/DATA.md. []: none but the crop."""
 
 
 class ModelConfig(Section):
@@ -314,7 +318,8 @@ class ClusterConfig(Section):
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     loaders: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Processes that decode images for each training worker, where they are files; 0: threads of the worker."""
+    """Processes that decode images for each training worker, where they are files, and make what `data.augment` says of
+    them; 0: threads of the worker decode, and the worker augments."""
     actors: Positive = 2
     """Evaluation actors."""
     cpus_per_actor: Annotated[float, Field(gt=0)] = 1.0

@@ -18,8 +18,9 @@ import torch
 
 from prunnet.config.methods import METHODS
 from prunnet.config.recipe import Recipe
+from prunnet.data.augment import augmentation_of
 from prunnet.data.base import Dataset
-from prunnet.data.transforms import Augmentation, Preprocessing
+from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError, DataWarning
 from prunnet.networks.frozen import Frozen
 from prunnet.networks.headers import SweptHeader, check
@@ -79,7 +80,7 @@ def make_trainer(recipe: Recipe, dataset: Dataset, device: torch.device | str = 
         dataset.train,
         recipe.train,
         preprocessing=dataset.preprocessing,
-        augmentation=Augmentation.from_config(recipe.data),
+        augmentation=augmentation_of(recipe.data),
         class_names=dataset.class_names,
         device=device,
         loaders=recipe.cluster.loaders,

@@ -23,8 +23,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunnet import process
 from prunnet.config.recipe import TrainConfig, parse_recipe
+from prunnet.data.augment import Transforms
 from prunnet.data.base import ImageSet, IntArray
-from prunnet.data.loading import balanced, loaded, share_of, shuffled
+from prunnet.data.loading import Then, balanced, loaded, share_of, shuffled
 from prunnet.data.transforms import Augmentation, Preprocessing
 from prunnet.errors import ConfigError, DataError
 from prunnet.networks.frozen import Frozen
@@ -73,7 +74,7 @@ class Trainer:
         config: TrainConfig,
         *,
         preprocessing: Preprocessing,
-        augmentation: Augmentation | None = None,
+        augmentation: Augmentation | Transforms | None = None,
         class_names: Sequence[str] = (),
         device: torch.device | str = "cpu",
         group: dist.ProcessGroup | None = None,
@@ -188,7 +189,8 @@ class Trainer:
     def _batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         """This worker's share of every batch of an epoch, from batch `start` on."""
         batches = share_of(self._order(epoch)[start:], self.reducer.rank, self.reducer.world)
-        for indices, loaded_pixels in zip(batches, loaded(self.train_set, batches, self.loaders), strict=True):
+        then = self._transforms(epoch)
+        for indices, loaded_pixels in zip(batches, loaded(self.train_set, batches, self.loaders, then), strict=True):
             images = self._view(loaded_pixels.to(self.device), indices, epoch)
             labels = torch.from_numpy(self.train_set.labels[indices]).to(self.device)
             yield images.contiguous(memory_format=self.layout), labels
@@ -200,8 +202,16 @@ class Trainer:
             return balanced(self.train_set.labels, config.batch_size, config.per_class, seed=seed, epoch=epoch)
         return shuffled(len(self.train_set), config.batch_size, seed=seed, epoch=epoch)
 
+    def _transforms(self, epoch: int) -> Then | None:
+        """What `data.augment` does to a batch where it is read."""
+        augmentation = self.augmentation
+        if not isinstance(augmentation, Transforms):
+            return None
+        seeds = augmentation.seeds(len(self.train_set), seed=self.config.seed, epoch=epoch)
+        return lambda pixels, indices: augmentation(pixels, seeds[indices])
+
     def _view(self, pixels: Tensor, indices: np.ndarray, epoch: int) -> Tensor:
-        if self.augmentation is None:
+        if not isinstance(self.augmentation, Augmentation):
             return self.preprocessing.normalise(pixels)
         draws = self.augmentation.draws(len(self.train_set), seed=self.config.seed, epoch=epoch)[indices]
         return self.augmentation(self.preprocessing, pixels, torch.from_numpy(draws).to(self.device))
@@ -325,7 +335,7 @@ def fit(
     capacities: tuple[float, ...] = (0.8, 0.6, 0.4, 0.2),
     *,
     preprocessing: Preprocessing | None = None,
-    augmentation: Augmentation | None = None,
+    augmentation: Augmentation | Transforms | None = None,
     class_names: Sequence[str] = (),
     **settings: Any,
 ) -> list[dict[str, float]]:
