@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from prunnet.experiments.stages import make_trainer
 from prunnet.networks.files import network_sha
 from prunnet.training import resume
 from prunnet.training.trainer import Trainer
-from tests.conftest import image_folder
+from tests.conftest import REPOSITORY, image_folder
 
 STRONG: dict[str, dict[str, object]] = {
     "random_crop": {"padding": 4},
@@ -78,6 +79,17 @@ def test_each_augmentation_is_a_function_of_the_image_and_its_seed(name: str, ch
         assert any(not torch.equal(again[0], other) for other in again[1:])
     elsewhere = chain.seeds(6, seed=0, epoch=4)
     assert not np.array_equal(elsewhere, seeds)
+
+
+def test_the_documents_name_each_with_its_parameters() -> None:
+    section = (REPOSITORY / "docs" / "DATA.md").read_text().split("## Augmentation")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("- `") and "`:" in line]
+    found = {
+        name: set(re.findall(r"`(\w+)`", said))
+        for names, _, said in (line.partition(":") for line in lines)
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    assert found == {name: set(kind.model_fields) for name, kind in AUGMENTATIONS.items()}
 
 
 def test_without_a_list_all_stays_as_it_was() -> None:
