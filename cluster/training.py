@@ -220,7 +220,7 @@ class Saver:
 
     def after_epoch(self, trainer: Trainer) -> None:
         if self.probe is not None and self.watch is not None:
-            seen = self.probe.look(trainer.net, trainer.reducer)
+            seen = self.probe.look(trainer.trained, trainer.reducer)
             # The last test is stored and not reported: a trial that is trained to the end is not stopped.
             over = trainer.progress.step >= trainer.total_steps
             self._score = {} if over else {"score": probe.score(seen)}

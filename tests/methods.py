@@ -16,6 +16,7 @@ from prunnet.config.recipe import TrainConfig
 from prunnet.data.base import MemoryImages
 from prunnet.data.transforms import Preprocessing
 from prunnet.networks.files import save_network
+from prunnet.networks.frozen import Frozen
 from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.networks.switchable import SwitchableNet
 from prunnet.training.gradients.reducer import Reducer
@@ -54,6 +55,10 @@ CASES: dict[str, dict[str, Any]] = {
     "ndpp, released": {"method": "ndpp", "ndpp_scale": "released"},
     "all prototypes perturbed": {"method": "ndpp", "perturb": "all"},
     **{f"prunnet + {term}": {"compatible": term} for term in ("bct", "asymmetric", "regression", "ndpp", "odpp")},
+    "averaged": {"ema": 0.9},
+    "frozen": {"freeze": ("backbone.stages.0", "neck"), "block": "network"},
+    "frozen with its scores": {"granularity": "kernel", "freeze": ("backbone.stages.1",), "freeze_scores": True},
+    "switchable, frozen": {"method": "switchable", "freeze": ("backbone.layer1", "backbone.*.bn2")},
     "switchable + ndpp": {"method": "switchable", "compatible": "ndpp"},
     **{f"loss {loss}": {"loss": loss, "sampling": "balanced", "per_class": 2} for loss in LOSSES if loss != DEFAULT},
     "switchable, cosface": {"method": "switchable", "loss": "cosface", "loss_options": {"scale": 8}},
@@ -121,7 +126,8 @@ def objective_of(
     old = None
     if config.old:
         old = OldNetwork(config.old, preprocessing=PREPROCESSING, class_names=CLASSES, embedding_dim=8)
-    context = Context(reducer or Reducer(), torch.float32, images(), PREPROCESSING, old, total_steps)
+    frozen = Frozen.of(net, config.freeze, scores=config.freeze_scores)
+    context = Context(reducer or Reducer(), torch.float32, images(), PREPROCESSING, old, total_steps, frozen)
     return make_objective(net, config, context)
 
 

@@ -158,12 +158,23 @@ class Stopped(Exception):
 def hash_after(trainer: Trainer) -> str:
     trainer.run()
     learned = {name: p.detach() for name, p in trainer.objective.learned().items()}
-    return network_sha(trainer.net) + "".join(str(p.tolist()) for p in learned.values())
+    return network_sha(trainer.net) + network_sha(trainer.trained) + "".join(str(p.tolist()) for p in learned.values())
 
 
 @pytest.mark.parametrize("stop_at", [2, 4, 9])
 @pytest.mark.parametrize(
-    "case", ["prunnet", "none, uncertainty", "prunnet + odpp", "sfsc", "independent at 0.3", "snip", "adamw"]
+    "case",
+    [
+        "prunnet",
+        "none, uncertainty",
+        "prunnet + odpp",
+        "sfsc",
+        "independent at 0.3",
+        "snip",
+        "adamw",
+        "frozen",
+        "averaged",
+    ],
 )
 def test_a_stopped_run_resumes_to_the_same_bits(case: str, tmp_path: Path, stop_at: int) -> None:
     more = {"optimizer": "adamw", "lr": 1e-3} if case == "adamw" else {"lr": 0.05}

@@ -85,14 +85,16 @@ def test_two_workers_with_half_batches_equal_one_with_the_whole(case: str, toget
 
 
 def parameter_hash(trainer: Trainer) -> str:
-    return hashing.of_arrays({name: p.detach().contiguous().numpy() for name, p in trainer.learned().items()})
+    averaged = {f"averaged {name}": p for name, p in trainer.trained.named_parameters()}
+    found = {**trainer.learned(), **averaged}
+    return hashing.of_arrays({name: p.detach().contiguous().numpy() for name, p in found.items()})
 
 
 def some_steps(rank: int, world: int, folder: str) -> None:
     images = striped_images(PREPROCESSING, per_class=12)
-    config = TrainConfig(epochs=2, batch_size=16, lr=0.05, precision="fp32", weighting="uncertainty")
+    config = TrainConfig(epochs=2, batch_size=16, lr=0.05, precision="fp32", weighting="uncertainty", ema=0.9)
     augmentation = Augmentation(rotate=10)
-    trainer = Trainer(tiny_net(), images, config, preprocessing=PREPROCESSING, augmentation=augmentation)
+    trainer = Trainer(tiny_net(pooling="gem"), images, config, preprocessing=PREPROCESSING, augmentation=augmentation)
     hashes: list[str] = []
     trainer.run(after_step=lambda trainer: hashes.append(parameter_hash(trainer)))
     Path(folder, f"hashes-{rank}").write_text("\n".join(hashes))

@@ -25,6 +25,7 @@ from pydantic import (
 )
 from pydantic_core import to_jsonable_python
 
+from prunnet.config.augmentations import Stated, check_augment
 from prunnet.config.choices import check_capacity
 from prunnet.config.colours import check_colour
 from prunnet.config.granularities import GRANULARITIES, check_allocation, check_density
@@ -137,6 +138,9 @@ class DataConfig(Section):
     """Degrees, uniform in ±shear."""
     flip: bool = False
     """Horizontal flip of half of the training images; right for photographs, wrong for letters."""
+    augment: Annotated[tuple[Stated, ...] | None, BeforeValidator(check_augment)] = None
+    """Augmentations of training images one after another, a list of {name: parameters}, in place of rotate, translate,
+    scale, shear and flip: see `prunnet.config.augmentations`, docs/DATA.md. []: none but the crop."""
 
     @model_validator(mode="after")
     def _values_fit_the_channels(self) -> DataConfig:
@@ -159,6 +163,11 @@ class ModelConfig(Section):
     stem: Literal["timm", "released"] = "timm"
     """released: no max-pool after the stem, as in PrunNet's released ResNet-18."""
     neck_norm: Literal["batch", "none"] = "batch"
+    pooling: Literal["timm", "avg", "max", "gem"] = "timm"
+    """What makes a vector of the backbone's map. timm: what the backbone itself does; gem: the generalised mean with a
+    learned exponent. Others than timm need a backbone of convolutions."""
+    gem_p: Annotated[float, Field(gt=0)] = 3.0
+    """gem only: the exponent at the start."""
     pretrained: bool = False
     """Start from timm's weights for this backbone, which timm downloads."""
     weights: str | None = None
@@ -215,6 +224,14 @@ class TrainConfig(Section):
     """balanced only: K."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.1
+    backbone_lr: Annotated[float, Field(gt=0)] | None = None
+    """Learning rate of the backbone's weights, for one that starts from `model.pretrained` or `model.weights`; None:
+    lr. Scores have `score_lr`."""
+    freeze: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Modules of the network whose weights do not train and whose BatchNorm statistics stay, with all that they hold:
+    names such as backbone.blocks.0, or patterns such as backbone.*.bn*. Their masks are learned nevertheless."""
+    freeze_scores: bool = False
+    """The scores of what `freeze` names do not train either: their masks stay what `score_init` makes them."""
     score_lr: Annotated[float, Field(gt=0)] | None = None
     """Learning rate of the scores; None: see `score_rate`."""
     teacher_lr: Annotated[float, Field(gt=0)] | None = None
@@ -228,6 +245,9 @@ class TrainConfig(Section):
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: Annotated[float, Field(gt=0)] = 100.0
     label_smoothing: Fraction = 0.0
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay a step of an exponential moving average of weights, scores and BatchNorm statistics, which is what is
+    validated, saved and tested; None: the network of the last step is."""
     score_init: Literal["kaiming_uniform", "normal", "magnitude", "snip", "constant"] | None = None
     granularity: str = "weight"
     """What one score stands for. weight: a weight, as in the paper; nm: a weight, of which 2 of 4 along the input stay;
@@ -362,7 +382,8 @@ class ClusterConfig(Section):
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     loaders: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Processes that decode images for each training worker, where they are files; 0: threads of the worker."""
+    """Processes that decode images for each training worker, where they are files, and make what `data.augment` says of
+    them; 0: threads of the worker decode, and the worker augments."""
     actors: Positive = 2
     """Evaluation actors."""
     cpus_per_actor: Annotated[float, Field(gt=0)] = 1.0

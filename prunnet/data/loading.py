@@ -7,7 +7,7 @@ it would have had.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -19,6 +19,7 @@ from prunnet.data.base import ImageSet, IntArray, MemoryImages, Pixels
 from prunnet.errors import ConfigError, DataError, PrunnetError
 
 _AHEAD = 2
+Then = Callable[[torch.Tensor, IntArray], torch.Tensor]
 
 
 def shuffled(images: int, batch_size: int, *, seed: int, epoch: int) -> IntArray:
@@ -73,29 +74,35 @@ class _Batches(TorchDataset):
     """An image set as torch's loader wants it: an item is a whole batch. The batches are one array: a list of a million
     small ones would be copied to every process as soon as it counts references."""
 
-    def __init__(self, images: ImageSet, parts: IntArray) -> None:
-        self.images, self.parts = images, parts
+    def __init__(self, images: ImageSet, parts: IntArray, then: Then | None) -> None:
+        self.images, self.parts, self.then = images, parts, then
 
     def __len__(self) -> int:
         return len(self.parts)
 
     def __getitem__(self, step: int) -> torch.Tensor | PrunnetError:
         try:
-            return torch.from_numpy(self.images.read(self.parts[step]))
+            return _read(self.images.read(self.parts[step]), self.parts[step], self.then)
         except PrunnetError as error:  # torch would wrap it in a traceback
             return error
 
 
-def loaded(images: ImageSet, batches: IntArray, processes: int = 0) -> Iterator[torch.Tensor]:
+def _read(pixels: Pixels, part: IntArray, then: Then | None) -> torch.Tensor:
+    found = torch.from_numpy(pixels)
+    return found if then is None else then(found, part)
+
+
+def loaded(images: ImageSet, batches: IntArray, processes: int = 0, then: Then | None = None) -> Iterator[torch.Tensor]:
     """Pixels [b, C, R, R], uint8, of each row of `batches`, in order.
 
     Args:
-        processes: that decode ahead; they are forked, so they share the set's lists. 0: no process; images that are
-            files are then decoded ahead by threads.
+        processes: that decode ahead, and do what comes `then`; they are forked, so they share the set's lists. 0: no
+            process; images that are files are then decoded ahead by threads.
+        then: what is done to a batch's pixels, given its indices; by the processes where there are any.
     """
-    if processes and not isinstance(images, MemoryImages):
+    if processes and not (isinstance(images, MemoryImages) and then is None):
         loader = DataLoader(
-            _Batches(images, batches),
+            _Batches(images, batches, then),
             batch_size=None,
             num_workers=processes,
             prefetch_factor=_AHEAD,
@@ -106,8 +113,8 @@ def loaded(images: ImageSet, batches: IntArray, processes: int = 0) -> Iterator[
                 raise found
             yield found
         return
-    for pixels in prefetched(images, batches):
-        yield torch.from_numpy(pixels)
+    for pixels, part in zip(prefetched(images, batches), batches, strict=True):
+        yield _read(pixels, part, then)
 
 
 def prefetched(images: ImageSet, parts: Sequence[IntArray] | IntArray) -> Iterator[Pixels]:

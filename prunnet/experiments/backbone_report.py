@@ -89,7 +89,8 @@ def inspect_backbone(model: ModelConfig, image_size: int = 224, in_chans: int = 
     for name, parameter in net.named_parameters():
         if name not in pruned and not name.startswith("classifier."):
             owner = net.get_submodule(name.rpartition(".")[0])
-            what = f"{type(owner).__name__}.{name.rpartition('.')[2]}" if name.startswith("backbone.") else "neck"
+            inside = name.startswith(("backbone.", "pooling."))
+            what = f"{type(owner).__name__}.{name.rpartition('.')[2]}" if inside else "neck"
             dense[what] = dense.get(what, 0) + parameter.numel()
     return BackboneFacts(layers, dense, sum(macs.values()), _widths(model, image_size, in_chans))
 

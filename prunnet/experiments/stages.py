@@ -18,9 +18,11 @@ import torch
 
 from prunnet.config.methods import METHODS
 from prunnet.config.recipe import Recipe
+from prunnet.data.augment import augmentation_of
 from prunnet.data.base import Dataset
-from prunnet.data.transforms import Augmentation, Preprocessing
+from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError, DataWarning
+from prunnet.networks.frozen import Frozen
 from prunnet.networks.headers import SweptHeader, check
 from prunnet.networks.retrieval_net import RetrievalNet, sized_options
 from prunnet.networks.switchable import SwitchableNet
@@ -78,7 +80,7 @@ def make_trainer(recipe: Recipe, dataset: Dataset, device: torch.device | str = 
         dataset.train,
         recipe.train,
         preprocessing=dataset.preprocessing,
-        augmentation=Augmentation.from_config(recipe.data),
+        augmentation=augmentation_of(recipe.data),
         class_names=dataset.class_names,
         device=device,
         loaders=recipe.cluster.loaders,
@@ -86,7 +88,8 @@ def make_trainer(recipe: Recipe, dataset: Dataset, device: torch.device | str = 
 
 
 def make_net(recipe: Recipe, dataset: Dataset) -> RetrievalNet:
-    """A fresh network, masked or switchable as the method asks; ConfigError where the backbone cannot be so."""
+    """A fresh network, masked or switchable as the method asks; ConfigError where the backbone cannot be so, or has no
+    module that `train.freeze` names."""
     kind: type[RetrievalNet] = RetrievalNet
     more: dict[str, Any] = {}
     if METHODS[recipe.train.method].network == "widths":
@@ -98,7 +101,7 @@ def make_net(recipe: Recipe, dataset: Dataset) -> RetrievalNet:
             f"sweep.long_side={recipe.sweep.long_side}: {recipe.model.backbone} is made for images of one size; valid: "
             "backbones of convolutions"
         )
-    return kind.from_config(
+    net = kind.from_config(
         recipe.model,
         classes=len(dataset.class_names),
         in_chans=recipe.data.channels,
@@ -107,6 +110,8 @@ def make_net(recipe: Recipe, dataset: Dataset) -> RetrievalNet:
         image_size=recipe.data.image_size,
         **more,
     )
+    Frozen.of(net, recipe.train.freeze, scores=recipe.train.freeze_scores)  # refused before a cluster is asked
+    return net
 
 
 def finished(path: Path, recipe: Recipe, dataset: Dataset) -> bool:

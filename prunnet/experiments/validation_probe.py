@@ -78,7 +78,7 @@ class Probe:
             images_seen=int(last["images_seen"]),
             train_seconds=sum(entry["seconds"] for entry in trainer.progress.history),
         )
-        members = {1.0: TrainedNetwork(trainer.net, header)}
+        members = {1.0: TrainedNetwork(trainer.trained, header)}
         common = identity_columns(self.recipe, members, self.dataset, trial)
         return [
             {

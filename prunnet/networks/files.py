@@ -24,7 +24,7 @@ TRAINING = "prunnet-training"
 CALIBRATED = "calibrated."
 """Before the names of a network's calibrated statistics."""
 SPEC_KEYS = frozenset(["backbone", "classes", "embedding_dim", "in_chans", "stem", "neck_norm", "options"])
-MORE_SPEC_KEYS = frozenset(["width", "scored", "switch", "granularity", "channel_multiple", "image_size"])
+MORE_SPEC_KEYS = frozenset(["width", "scored", "switch", "granularity", "channel_multiple", "image_size", "pooling"])
 
 
 @dataclass(frozen=True)

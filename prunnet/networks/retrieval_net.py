@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from prunnet.config.granularities import GRANULARITIES
 from prunnet.config.recipe import ModelConfig
 from prunnet.errors import ConfigError, echo, one_line, unknown
+from prunnet.networks.pooling import make_pooling
 from prunnet.networks.pretrained import whole_weights
 from prunnet.networks.timm_library import timm
 from prunnet.pruning.channel_graph import ChannelGraph, trace
@@ -33,7 +34,7 @@ REFUSED_OPTIONS = frozenset(_REFUSED.split())
 
 
 class RetrievalNet(PrunableNet):
-    """Backbone -> neck (linear, BatchNorm) -> classifier; every weight of the backbone's convolutions and
+    """Backbone -> pooling -> neck (linear, BatchNorm) -> classifier; every weight of the backbone's convolutions and
     linear layers carries a score.
 
     Args:
@@ -43,6 +44,8 @@ class RetrievalNet(PrunableNet):
         in_chans: 1 (grey) or 3 (colour), or what the backbone takes.
         stem: "released" drops the max-pool after the stem, as PrunNet's released ResNet-18 does.
         neck_norm: "batch" or "none".
+        pooling: "timm", "avg", "max" or "gem"; see `prunnet.networks.pooling`.
+        gem_p: of "gem", at the start; not part of the network's description.
         options: keyword arguments for `timm.create_model`.
         features: length of the backbone's output for an image, where timm's own figure differs.
         width: the first so many of every layer's channels, 0 < width <= 1; see `prunnet.networks.switchable`.
@@ -67,6 +70,8 @@ class RetrievalNet(PrunableNet):
         in_chans: int = 3,
         stem: str = "timm",
         neck_norm: str = "batch",
+        pooling: str = "timm",
+        gem_p: float = 3.0,
         options: Mapping[str, Any] | None = None,
         features: int | None = None,
         width: float = 1.0,
@@ -91,6 +96,7 @@ class RetrievalNet(PrunableNet):
             "in_chans": in_chans,
             "stem": stem,
             "neck_norm": neck_norm,
+            "pooling": pooling,
             "options": dict(options or {}),
             "features": features,
             "width": width,
@@ -98,13 +104,22 @@ class RetrievalNet(PrunableNet):
             "granularity": granularity,
             **({"channel_multiple": channel_multiple, "image_size": image_size} if by_channel else {}),
         }
-        later = {"features": None, "width": 1.0, "scored": True, "granularity": "weight"}
+        later = {"pooling": "timm", "features": None, "width": 1.0, "scored": True, "granularity": "weight"}
         self.spec: dict[str, Any] = without_defaults(described, later)
+        self.held: tuple[str, ...] = ()
+        """BatchNorms that stay in evaluation mode while the network trains (`train.freeze`)."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.backbone = make_backbone(
-                backbone, in_chans=in_chans, stem=stem, options=options, pretrained=pretrained, weights=weights
+                backbone,
+                in_chans=in_chans,
+                stem=stem,
+                pooling=pooling,
+                options=options,
+                pretrained=pretrained,
+                weights=weights,
             )
+            self.pooling = make_pooling(pooling, gem_p)
             given = features or _features_of(self.backbone)
             if width != 1.0:
                 shrink(self.backbone, width)
@@ -143,13 +158,20 @@ class RetrievalNet(PrunableNet):
                 "another granularity than channel"
             ) from None
 
+    def train(self, mode: bool = True) -> RetrievalNet:
+        """As torch's, but what is `held` keeps its statistics."""
+        super().train(mode)
+        for name in self.held:
+            self.get_submodule(name).eval()
+        return self
+
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] -> logits [B, classes]."""
         return self.classifier(self.features(images))
 
     def features(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] -> the neck's output [B, embedding_dim], not normalised."""
-        return self.neck(self.backbone(images))
+        return self.neck(self.pooling(self.backbone(images)))
 
     def embed(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] -> L2-normalised embeddings [B, embedding_dim], float32."""
@@ -177,6 +199,8 @@ class RetrievalNet(PrunableNet):
             "in_chans": in_chans,
             "stem": model.stem,
             "neck_norm": model.neck_norm,
+            "pooling": model.pooling,
+            "gem_p": model.gem_p,
             "options": sized_options(model, image_size),
             # SNIP needs a batch: the trainer overwrites the scores before its first step.
             "score_init": "kaiming_uniform" if score_init in (None, "snip") else score_init,
@@ -190,6 +214,7 @@ class RetrievalNet(PrunableNet):
             model.backbone,
             in_chans=in_chans,
             stem=model.stem,
+            pooling=model.pooling,
             options=arguments["options"],
             image_size=image_size,
         )
@@ -210,6 +235,7 @@ def make_backbone(
     *,
     in_chans: int = 3,
     stem: str = "timm",
+    pooling: str = "timm",
     options: Mapping[str, Any] | None = None,
     pretrained: bool = False,
     weights: str | None = None,
@@ -217,6 +243,8 @@ def make_backbone(
     """A timm model without its classifier: images [B, C, H, W] -> pooled features [B, num_features].
 
     Args:
+        pooling: with another than "timm" the model does not pool: -> maps [B, num_features, h, w]. Layers that timm has
+            between pooling and classifier see the map.
         pretrained: start from timm's weights, which timm downloads.
         weights: start from a local .safetensors file with timm's names, wrapped or not (`networks.pretrained`); the
             first convolution is adapted to `in_chans`, position embeddings to the image size, as timm does it.
@@ -228,6 +256,15 @@ def make_backbone(
         raise ConfigError(unknown("backbone", name, timm.list_models()))
     if refused := sorted(set(options or {}) & REFUSED_OPTIONS):
         raise ConfigError(f"backbone options {refused} are not taken: they would load weights or undo the recipe")
+    given = dict(options or {})
+    if pooling != "timm":
+        if "global_pool" in given:
+            raise ConfigError(
+                f"model.options has global_pool={echo(given['global_pool'])} beside model.pooling={pooling!r}; valid: "
+                "one of them"
+            )
+        given["global_pool"] = ""
+    asked = "" if pooling == "timm" else f" (the last is model.pooling={pooling!r}; valid: timm)"
     source: dict[str, Any] = {}
     said = "model.pretrained"
     if weights is not None:
@@ -239,16 +276,14 @@ def make_backbone(
         source = {"pretrained": True}
     try:
         with whole_weights(said) if source else nullcontext():
-            model = timm.create_model(name, num_classes=0, in_chans=in_chans, **dict(options or {}), **source)
+            model = timm.create_model(name, num_classes=0, in_chans=in_chans, **given, **source)
     except ConfigError:
         raise
     except (TypeError, KeyError, AssertionError) as error:
-        raise ConfigError(f"backbone {name!r} does not take options {echo(dict(options or {}))}: {error}") from None
+        raise ConfigError(f"backbone {name!r} does not take options {echo(given)}{asked}: {error}") from None
     except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         if not source:
-            raise ConfigError(
-                f"backbone {name!r} with options {echo(dict(options or {}))}: {one_line(error)}"
-            ) from None
+            raise ConfigError(f"backbone {name!r} with options {echo(given)}: {one_line(error)}") from None
         if weights is not None:
             raise ConfigError(f"{said}: {one_line(error)[:300]}") from None
         raise ConfigError(
@@ -296,14 +331,15 @@ def _weights_of(name: str, *, in_chans: int, stem: str, options: Mapping[str, An
 
 
 def _seen_features(
-    name: str, *, in_chans: int, stem: str, options: Mapping[str, Any], image_size: int
+    name: str, *, in_chans: int, stem: str, pooling: str, options: Mapping[str, Any], image_size: int
 ) -> tuple[int, int]:
-    """`_features_of` a backbone, and the length of its output for an image of `image_size` pixels.
+    """`_features_of` a backbone, and the length of its output for an image of `image_size` pixels: of its vector, or
+    where another `pooling` than timm's makes the vector, the channels of its map.
 
     A large backbone is run on torch's device without memory, where only shapes are computed: milliseconds, but torch's
     compiler is imported for it, which takes 3 s. Others, and those that look at numbers, are run on the CPU.
 
-    ConfigError, in one line, for a backbone that does not take the image, or gives no [B, F].
+    ConfigError, in one line, for a backbone that does not take the image, or gives no [B, F] (no [B, F, h, w]).
     """
     image = f"{in_chans} x {image_size} x {image_size} pixels"
     output: Any = None
@@ -311,7 +347,7 @@ def _seen_features(
     for device in ("meta", "cpu") if large else ("cpu",):
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.device(device):
-                backbone = make_backbone(name, in_chans=in_chans, stem=stem, options=options).eval()
+                backbone = make_backbone(name, in_chans=in_chans, stem=stem, pooling=pooling, options=options).eval()
                 output = backbone(torch.zeros(1, in_chans, image_size, image_size))
             break
         except (ConfigError, MemoryError):
@@ -322,7 +358,15 @@ def _seen_features(
                     f"backbone {name!r} does not take an image of {image}: {one_line(error)[:200]}; valid: another "
                     "data.image_size, or model.options that suit it"
                 ) from None
-    if not isinstance(output, Tensor) or output.dim() != 2:
-        shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if pooling != "timm":
+        # Swin, MambaOut and others have channels last: [1, h, w, channels].
+        plain = len(shape) == 4 and getattr(backbone, "output_fmt", "NCHW") == "NCHW"
+        if not plain or (shape[1] != _features_of(backbone) == shape[3]):
+            raise ConfigError(
+                f"model.pooling={pooling!r} takes a map [1, channels, height, width], and backbone {name!r} gives "
+                f"{shape} for an image of {image}; valid: model.pooling=timm"
+            )
+    elif not isinstance(output, Tensor) or output.dim() != 2:
         raise ConfigError(f"backbone {name!r} gives {shape} for an image of {image}, and not a vector ([1, features])")
     return _features_of(backbone), output.shape[1]

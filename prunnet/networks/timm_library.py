@@ -54,3 +54,4 @@ try:
 except (ImportError, AttributeError):  # a version of timm or torchvision that needs more of the compiler
     timm = importlib.import_module("timm")
 builder: Any = importlib.import_module("timm.models._builder")
+layers: Any = importlib.import_module("timm.layers")

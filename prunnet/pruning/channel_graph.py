@@ -146,7 +146,7 @@ class _Tracer:
         for name, module in net.named_modules():
             if is_prunable(module):
                 self.layers[name] = module
-            if any(True for _ in module.parameters(recurse=False)):
+            if any(True for _ in module.parameters(recurse=False)) and not getattr(module, "channelwise", False):
                 self.readers[name] = module
         self.net, self.run = net, run
         widest = max(_channels(module, "out") for module in self.layers.values())

@@ -246,6 +246,25 @@ def frozen_statistics(net: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
 
 
+@contextmanager
+def batch_statistics(net: nn.Module, *, tracked: bool = False) -> Iterator[None]:
+    """In training mode, the BatchNorm layers that `train.freeze` holds in evaluation mode use the batch's statistics
+    too, and leave the running ones alone unless `tracked`.
+
+    For passes of subnetworks: what a mask lets through has other statistics than the dense network's, which were
+    frozen.
+    """
+    held = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and not m.training]
+    held = held if net.training else []
+    for norm in held:
+        norm.training, norm.track_running_stats = True, tracked
+    try:
+        yield
+    finally:
+        for norm in held:
+            norm.training, norm.track_running_stats = False, True
+
+
 def total_weights(net: nn.Module) -> int:
     """Number of prunable weights."""
     return sum(module.get_parameter("weight").numel() for module in layers(net).values())

@@ -27,15 +27,20 @@ rounding."""
 
 
 class PlainNet(nn.Module):
-    """Backbone and neck: normalised images [B, C, H, W] -> L2-normalised embeddings [B, embedding_dim], float32."""
+    """Backbone, pooling and neck: normalised images [B, C, H, W] -> L2-normalised embeddings [B, embedding_dim],
+    float32."""
 
-    def __init__(self, backbone: nn.Module, neck: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, pooling: nn.Module, neck: nn.Module) -> None:
         super().__init__()
-        self.backbone, self.neck = backbone, neck
+        self.backbone, self.pooling, self.neck = backbone, pooling, neck
+
+    def features(self, images: Tensor) -> Tensor:
+        """As `RetrievalNet.features`."""
+        return self.neck(self.pooling(self.backbone(images)))
 
     def forward(self, images: Tensor) -> Tensor:
         """As `RetrievalNet.embed`."""
-        return F.normalize(self.neck(self.backbone(images)).float())
+        return F.normalize(self.features(images).float())
 
 
 @torch.no_grad()
@@ -57,7 +62,7 @@ def compact(source: RetrievalNet, state: Mapping[str, Tensor], image_size: int |
     wanted = F.normalize(net.features(images))
     _cut_out(net, graph, _living(net, graph, images))
     _compare(net, images, wanted)
-    return PlainNet(net.backbone, net.neck).eval().to(next(source.parameters()))
+    return PlainNet(net.backbone, net.pooling, net.neck).eval().to(next(source.parameters()))
 
 
 def native_size(net: RetrievalNet) -> int:

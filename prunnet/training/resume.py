@@ -24,6 +24,7 @@ from prunnet.networks.files import (
     save_network,
     save_training,
 )
+from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.networks.switchable import build
 from prunnet.storage.paths import place
 from prunnet.storage.tensor_files import load_tensors
@@ -84,13 +85,17 @@ def save(
 
     Running statistics differ between workers: each one's own are kept for an exact resume, and the network's
     are their mean. The training itself never sees the mean. When the training is over they are also re-estimated.
+    The average of `train.ema`, if any, is kept in the same way.
     """
-    everyones = {name: trainer.reducer.gather(b) for name, b in batchnorm_state(trainer.net).items()}
+    everyones = {
+        which: {name: trainer.reducer.gather(b) for name, b in batchnorm_state(net).items()}
+        for which, net in _nets(trainer).items()
+    }
     if trainer.reducer.rank == 0:
         tensors = _tensors(trainer, everyones)
         header = {**_header(trainer, recipe, class_names), **({"origin": dict(origin)} if origin else {})}
         if trainer.progress.step >= trainer.total_steps:
-            statistics = dense_statistics(trainer.net, trainer.train_set, trainer.preprocessing)
+            statistics = dense_statistics(trainer.trained, trainer.train_set, trainer.preprocessing)
             if statistics is not None:
                 tensors |= {CALIBRATED + name: tensor for name, tensor in statistics.tensors.items()}
                 header["calibration"] = statistics.calibration
@@ -104,12 +109,13 @@ def restore(folder: str | Path, trainer: Trainer, recipe: Recipe) -> None:
     """
     tensors, header = load_training(folder)
     _check_hash(folder, header, recipe.training_hash())
-    state = trainer.net.state_dict()
-    for name, tensor in state.items():
-        copy_into(tensor, tensors[f"net.{name}"])
-    if header["workers"] == trainer.reducer.world:
-        for name in batchnorm_state(trainer.net):
-            copy_into(state[name], tensors[f"workers.{name}"][trainer.reducer.rank])
+    for which, net in _nets(trainer).items():
+        state = net.state_dict()
+        for name, tensor in state.items():
+            copy_into(tensor, tensors[f"{which}.{name}"])
+        if header["workers"] == trainer.reducer.world:
+            for name in batchnorm_state(net):
+                copy_into(state[name], tensors[f"{_WORKERS[which]}.{name}"][trainer.reducer.rank])
     learned = trainer.learned()
     for name, parameter in trainer.objective.learned().items():
         copy_into(parameter, tensors[f"learned.{name}"])
@@ -132,7 +138,8 @@ def export(folder: str | Path, recipe: Recipe, model_path: str | Path) -> None:
     """The final training state in `folder` -> the trained network's own file."""
     tensors, header = load_training(folder)
     net = build(header["net"])
-    net.load_state_dict({n.removeprefix("net."): t for n, t in tensors.items() if n.startswith("net.")})
+    which = "average." if any(name.startswith("average.") for name in tensors) else "net."
+    net.load_state_dict({n.removeprefix(which): t for n, t in tensors.items() if n.startswith(which)})
     own = {n.removeprefix(CALIBRATED): t for n, t in tensors.items() if n.startswith(CALIBRATED)}
     history = header["history"]
     origin = {"origin": header["origin"]} if "origin" in header else {}
@@ -155,12 +162,23 @@ def export(folder: str | Path, recipe: Recipe, model_path: str | Path) -> None:
     )
 
 
-def _tensors(trainer: Trainer, everyones: dict[str, Tensor]) -> dict[str, Tensor]:
-    tensors = {f"net.{name}": tensor for name, tensor in trainer.net.state_dict().items()}
-    for name, stacked in everyones.items():
-        mean = stacked.double().mean(0) if stacked.is_floating_point() else stacked[0]
-        tensors[f"net.{name}"] = mean.to(stacked.dtype)
-        tensors[f"workers.{name}"] = stacked
+_WORKERS = {"net": "workers", "average": "average_workers"}
+"""What a checkpoint calls the statistics of each worker, by the network that they are of."""
+
+
+def _nets(trainer: Trainer) -> dict[str, RetrievalNet]:
+    """The networks that a checkpoint holds, by what their tensors' names begin with."""
+    return {"net": trainer.net, **({} if trainer.average is None else {"average": trainer.average.net})}
+
+
+def _tensors(trainer: Trainer, everyones: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for which, net in _nets(trainer).items():
+        tensors |= {f"{which}.{name}": tensor for name, tensor in net.state_dict().items()}
+        for name, stacked in everyones[which].items():
+            mean = stacked.double().mean(0) if stacked.is_floating_point() else stacked[0]
+            tensors[f"{which}.{name}"] = mean.to(stacked.dtype)
+            tensors[f"{_WORKERS[which]}.{name}"] = stacked
     for name, parameter in trainer.learned().items():
         for slot, value in trainer.optimizer.state[parameter].items():
             if isinstance(value, Tensor):

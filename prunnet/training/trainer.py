@@ -23,13 +23,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from prunnet import process
 from prunnet.config.losses import check_parts
 from prunnet.config.recipe import TrainConfig, parse_recipe
+from prunnet.data.augment import Transforms
 from prunnet.data.base import ImageSet, IntArray
-from prunnet.data.loading import balanced, loaded, share_of, shuffled
+from prunnet.data.loading import Then, balanced, loaded, share_of, shuffled
 from prunnet.data.transforms import Augmentation, Preprocessing
 from prunnet.errors import ConfigError, DataError
+from prunnet.networks.frozen import Frozen
 from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.pruning import prunable
 from prunnet.pruning.masks import laid_out_like
+from prunnet.training.average import Average
 from prunnet.training.gradients.reducer import Reducer
 from prunnet.training.losses.by_name import OwnLoss
 from prunnet.training.objectives.base import Context
@@ -62,7 +65,7 @@ class Trainer:
         layout: memory format of weights and images; None: the fastest that is right (`prunnet.training.precision`).
 
     Raises:
-        ConfigError, DataError: see `steps_per_epoch` and `prunnet.training.precision.settle`.
+        ConfigError, DataError: see `steps_per_epoch`, `prunnet.training.precision.settle` and `Frozen.of`.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Trainer:
         config: TrainConfig,
         *,
         preprocessing: Preprocessing,
-        augmentation: Augmentation | None = None,
+        augmentation: Augmentation | Transforms | None = None,
         class_names: Sequence[str] = (),
         device: torch.device | str = "cpu",
         group: dist.ProcessGroup | None = None,
@@ -95,9 +98,18 @@ class Trainer:
         )
         self.dtype, self.layout, self.notes = numerics.dtype, numerics.layout, numerics.notes
         self.net: RetrievalNet = net.to(device=self.device, memory_format=self.layout)  # type: ignore[call-overload]
+        self.frozen = Frozen.of(self.net, config.freeze, scores=config.freeze_scores)
+        self.net.held = self.frozen.norms
         self.objective = make_objective(self.net, config, self._context(class_names))
         self.optimizer = make_optimizer(self.net, config, self.objective.learned())
+        self.average = None if config.ema is None else Average(self.net, config.ema)
         self.progress = Progress()
+
+    @property
+    def trained(self) -> RetrievalNet:
+        """What is validated and saved: the average of the network over the steps where `train.ema` is set, else the
+        network."""
+        return self.net if self.average is None else self.average.net
 
     def _context(self, class_names: Sequence[str]) -> Context:
         """What the method may need, such as the old network. SNIP's scores are computed here as well."""
@@ -112,7 +124,7 @@ class Trainer:
             )
         if config.score_init == "snip":
             self._snip()
-        return Context(self.reducer, self.dtype, self.train_set, self.preprocessing, old, self.total_steps)
+        return Context(self.reducer, self.dtype, self.train_set, self.preprocessing, old, self.total_steps, self.frozen)
 
     def _snip(self) -> None:
         """Scores from the dense loss of the run's first batch with all BatchNorm scales at 1, averaged over the
@@ -168,17 +180,21 @@ class Trainer:
         losses = self.objective.backward(images, labels, step)
         for name in self.objective.untrained:
             self.net.get_submodule(name).zero_grad(set_to_none=True)  # a gradient of 0 would be decay
+        self.frozen.drop_gradients()
         learned = [*self.net.parameters(), *self.objective.loss.parameters().values()]
         align_gradients(learned)
         clip_gradients(learned, config.clip_norm)
         self.optimizer.step()
         self.progress.step += 1
+        if self.average is not None:
+            self.average.update(self.net, self.progress.step)
         return losses
 
     def _batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         """This worker's share of every batch of an epoch, from batch `start` on."""
         batches = share_of(self._order(epoch)[start:], self.reducer.rank, self.reducer.world)
-        for indices, loaded_pixels in zip(batches, loaded(self.train_set, batches, self.loaders), strict=True):
+        then = self._transforms(epoch)
+        for indices, loaded_pixels in zip(batches, loaded(self.train_set, batches, self.loaders, then), strict=True):
             images = self._view(loaded_pixels.to(self.device), indices, epoch)
             labels = torch.from_numpy(self.train_set.labels[indices]).to(self.device)
             yield images.contiguous(memory_format=self.layout), labels
@@ -190,8 +206,16 @@ class Trainer:
             return balanced(self.train_set.labels, config.batch_size, config.per_class, seed=seed, epoch=epoch)
         return shuffled(len(self.train_set), config.batch_size, seed=seed, epoch=epoch)
 
+    def _transforms(self, epoch: int) -> Then | None:
+        """What `data.augment` does to a batch where it is read."""
+        augmentation = self.augmentation
+        if not isinstance(augmentation, Transforms):
+            return None
+        seeds = augmentation.seeds(len(self.train_set), seed=self.config.seed, epoch=epoch)
+        return lambda pixels, indices: augmentation(pixels, seeds[indices])
+
     def _view(self, pixels: Tensor, indices: np.ndarray, epoch: int) -> Tensor:
-        if self.augmentation is None:
+        if not isinstance(self.augmentation, Augmentation):
             return self.preprocessing.normalise(pixels)
         draws = self.augmentation.draws(len(self.train_set), seed=self.config.seed, epoch=epoch)[indices]
         return self.augmentation(self.preprocessing, pixels, torch.from_numpy(draws).to(self.device))
@@ -249,20 +273,32 @@ def steps_per_epoch(images: int, config: TrainConfig, workers: int) -> int:
 def make_optimizer(
     net: RetrievalNet, config: TrainConfig, more: Mapping[str, nn.Parameter] | None = None
 ) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW, over three groups: weights, scores with their own rate, and what the objective
-    learns (`more`), without decay."""
+    """SGD with momentum, or AdamW, over groups: weights, those of the backbone where they have a rate of their own,
+    scores with theirs; without decay the exponent of a pooling and what the objective learns (`more`)."""
     scores = list(prunable.scores(net).values())
     scored = {id(p) for p in scores}
-    weights = [p for p in net.parameters() if id(p) not in scored]
-    groups: list[dict[str, Any]] = [{"params": weights, "base_lr": config.lr}]
+    weights = {name: p for name, p in net.named_parameters() if id(p) not in scored}
+    own = {} if config.backbone_lr is None else {name: p for name, p in weights.items() if in_backbone(name)}
+    exponents = {name: p for name, p in weights.items() if name.startswith("pooling.")}
+    rest = [p for name, p in weights.items() if name not in own and name not in exponents]
+    groups: list[dict[str, Any]] = [{"params": rest, "base_lr": config.lr}]
+    if own:
+        groups.append({"params": list(own.values()), "base_lr": config.backbone_lr})
     if scores:
         groups.append({"params": scores, "base_lr": config.score_rate})
-    if more:
-        groups.append({"params": list(more.values()), "base_lr": config.lr, "weight_decay": 0.0})
+    for undecayed in (exponents, more):
+        if undecayed:
+            groups.append({"params": list(undecayed.values()), "base_lr": config.lr, "weight_decay": 0.0})
     if config.optimizer == "adamw":
         return _eager(torch.optim.AdamW)(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     sgd = _eager(torch.optim.SGD)
     return sgd(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
+
+
+def in_backbone(name: str) -> bool:
+    """Whether a parameter of a network is one of its backbone, by name; a switchable network keeps the BatchNorms of
+    its narrower widths as `norms.0.backbone|bn1`."""
+    return name.startswith("backbone.") or (name.startswith("norms.") and name.split(".")[2].startswith("backbone|"))
 
 
 def _eager(kind: type[torch.optim.Optimizer]) -> Any:
@@ -304,11 +340,12 @@ def fit(
     capacities: tuple[float, ...] = (0.8, 0.6, 0.4, 0.2),
     *,
     preprocessing: Preprocessing | None = None,
-    augmentation: Augmentation | None = None,
+    augmentation: Augmentation | Transforms | None = None,
     class_names: Sequence[str] = (),
     **settings: Any,
 ) -> list[dict[str, float]]:
-    """Trains `net` in this process so that a subnetwork of any capacity can be cut from it afterwards.
+    """Trains `net` in this process so that a subnetwork of any capacity can be cut from it afterwards. With `ema` it
+    ends as its average.
 
     Args:
         train_set: images and labels 0 … classes-1.
@@ -334,4 +371,7 @@ def fit(
     )
     for note in trainer.notes:
         warnings.warn(note, stacklevel=2)
-    return trainer.run()
+    history = trainer.run()
+    if trainer.trained is not trainer.net:
+        net.load_state_dict(trainer.trained.state_dict())
+    return history

@@ -27,8 +27,7 @@ class _Half(nn.Module):
         self.net = net.half()
 
     def forward(self, images: Tensor) -> Tensor:
-        features = self.net.neck(self.net.backbone(images.half()))
-        return nn.functional.normalize(features.float())
+        return nn.functional.normalize(self.net.features(images.half()).float())
 
 
 def plain(cut: Subnetwork, said: Identity) -> tuple[nn.Module, Tensor]:

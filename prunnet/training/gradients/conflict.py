@@ -270,11 +270,16 @@ def _layer_coefficients(
         grams = [gram.sum(0, keepdim=True) for gram in grams]
     conflicts = torch.stack([_conflicting(gram) for gram in grams[::kinds]])
     if block == "network":  # all weights are one block, all scores another
-        whole = [torch.stack(grams[kind::kinds]).sum(0) for kind in range(kinds)]
+        whole = [_summed(grams[kind::kinds], [layer.learned[kind] for layer in layers]) for kind in range(kinds)]
         of_all = None if scales is None else scales[:kinds]
         return combine(whole, [orders[0]] * kinds, scales=of_all, **options) * len(layers), layers, conflicts
     every = [order for order in orders for _ in range(kinds)]
     return combine(grams, every, scales=scales, **options), layers, conflicts
+
+
+def _summed(grams: Sequence[Tensor], counts: Sequence[bool]) -> Tensor:
+    """The inner products of all tensors that count as one; of all where none does, whose sum nobody reads."""
+    return torch.stack([gram for gram, yes in zip(grams, counts, strict=True) if yes or not any(counts)]).sum(0)
 
 
 def _within_range(

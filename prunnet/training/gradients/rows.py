@@ -48,6 +48,8 @@ class LayerRows:
     masks: LayerMasks | StoredMasks | None = None
     cuts: Sequence[int | None] | None = None
     """M: which of `masks` a gradient is under; None: under none."""
+    learned: tuple[bool, bool] = (True, True)
+    """Whether weights, and scores, are trained: what is not has no part in a block of the whole network."""
 
     @property
     def kinds(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from prunnet.config.recipe import TrainConfig
 from prunnet.data.base import ImageSet
 from prunnet.data.transforms import Preprocessing
+from prunnet.networks.frozen import Frozen
 from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.training.gradients.reducer import Reducer
 from prunnet.training.losses.by_name import OwnLoss
@@ -28,6 +29,8 @@ class Context:
     preprocessing: Preprocessing | None = None
     old: OldNetwork | None = None
     total_steps: int = 1
+    frozen: Frozen = field(default_factory=Frozen)
+    """What `train.freeze` names: a method may leave out its gradients, which the training loop drops."""
 
 
 class Term:
@@ -69,6 +72,7 @@ class Objective:
     def __init__(self, net: RetrievalNet, config: TrainConfig, context: Context, term: Term | None = None) -> None:
         self.net, self.config, self.reducer, self.dtype, self.term = net, config, context.reducer, context.dtype, term
         self.loss = OwnLoss(net, config, context.reducer)
+        self.frozen = context.frozen
 
     def backward(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
         """Fills `.grad` of all trained parameters with gradients that are averaged over the workers.

@@ -56,8 +56,10 @@ class Masked(Objective):
         self.layers = prunable.layers(net)
         self.weights = {name: layer.get_parameter("weight") for name, layer in self.layers.items()}
         self.scores = prunable.scores(net)
-        pruned = {id(p) for p in (*self.weights.values(), *self.scores.values())}
-        self.shared = {name: p for name, p in net.named_parameters() if id(p) not in pruned} | self.loss.parameters()
+        # Weights of frozen layers stay among `weights`: their scores may learn, from the weights' gradients.
+        left_out = {id(p) for p in (*self.weights.values(), *self.scores.values(), *self.frozen.parameters.values())}
+        of_net = {name: p for name, p in net.named_parameters() if id(p) not in left_out}
+        self.shared = of_net | self.loss.parameters()
         """Trained by the main pass alone, the loss' class weights too."""
         self.capacities = self.draw(0)
         """Of the passes of the current step, the main one first; 1.0 is not masked."""
@@ -135,6 +137,8 @@ class Masked(Objective):
             tensors |= {f"net.{name}.weight": weight for name, weight in used.items()}
         wanted = [*used.values(), *(self.shared.values() if index == 0 else ())]
         with ExitStack() as inside:
+            if mask is not None:
+                inside.enter_context(prunable.batch_statistics(self.net))
             if index > 0:
                 inside.enter_context(prunable.frozen_statistics(self.net))
             if narrow is not None:
@@ -224,7 +228,7 @@ class Masked(Objective):
             self._conflicts.append(conflicts)
         if not self.selection.fused:
             order = torch.randperm(len(passes), generator=generator).tolist()
-            rows = self.selection.score_rows(named, cuts)
+            rows = [row for row in self.selection.score_rows(named, cuts) if not self.frozen.holds(row[0])]
             _integrate_scores(rows, block, {**options, "order": order, "weights": weights})
 
     def _layer_rows(self, name: str, gradients: list[Tensor], cuts: Sequence[Cut]) -> LayerRows:
@@ -245,13 +249,14 @@ class Masked(Objective):
             score_grad=None if score is None else in_memory_order(_grad(score)),
             masks=masks,
             cuts=[cut if isinstance(cut, int) else None for cut in cuts],
+            learned=(not self.frozen.holds(weight), score is None or not self.frozen.holds(self.scores[name])),
         )
 
 
 def _integrate_scores(rows: list[ScoreRows], block: str, options: dict[str, Any]) -> None:
     """Scores that stand for several weights. One of a channel is a number, which has no direction: the block is
     then the whole tensor."""
-    if block == "network":
+    if block == "network" and rows:
         flat = torch.cat([of_score.flatten(1) for _, of_score in rows], dim=1)
         joined = integrate(flat, block="tensor", **options).split([score.numel() for score, _ in rows])
         for (score, _), gradient in zip(rows, joined, strict=True):

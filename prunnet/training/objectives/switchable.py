@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from prunnet.config.recipe import TrainConfig
 from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.networks.switchable import SwitchableNet
+from prunnet.pruning import prunable
 from prunnet.training.objectives.base import Context, Objective, Part, Term, mean
 from prunnet.training.objectives.masked import Both, total_loss
 
@@ -26,11 +27,12 @@ class Switchable(Objective):
         super().__init__(net, config, context, term)
         self.total_steps = context.total_steps
         self.capacities = [1.0, *net.switch]
-        full = [p for _, norm in net._norms() for p in norm.parameters()]
+        full = [p for _, norm in net._norms() for p in norm.parameters() if not self.frozen.holds(p)]
         self.norms: list[list[nn.Parameter]] = [full, *(list(norms.parameters()) for norms in net.norms)]
         """BatchNorm parameters of each pass."""
         owned = {id(p) for norms in self.norms for p in norms}
-        self.shared = [*(p for p in net.parameters() if id(p) not in owned), *self.loss.parameters().values()]
+        of_net = [p for p in net.parameters() if id(p) not in owned and not self.frozen.holds(p)]
+        self.shared = [*of_net, *self.loss.parameters().values()]
         self._both = Both(net)
 
     def backward(self, images: Tensor, labels: Tensor, step: int) -> dict[str, Tensor]:
@@ -63,7 +65,10 @@ class Switchable(Objective):
     def _forward(self, images: Tensor, index: int) -> tuple[Tensor, Tensor]:
         """(logits, features) of pass `index`; 0 is the full network."""
         tensors = {f"net.{n}": t for n, t in self.net.sub_model(index - 1).items()} if index else {}
-        with self.net.narrowed(index - 1) if index else nullcontext():
+        with ExitStack() as inside:
+            if index:  # a width's BatchNorms are its own, and train where the full network's are frozen
+                inside.enter_context(self.net.narrowed(index - 1))
+                inside.enter_context(prunable.batch_statistics(self.net, tracked=True))
             return self._both.run(images, tensors, self.dtype)
 
     def own_loss(self, logits: Tensor, labels: Tensor, index: int, step: int) -> Tensor | None:
