@@ -31,6 +31,8 @@ TRAININGS = {
     # pretrained: of another hash since mean and std of pixels are those of the weights
     "photographs": "e99aedd280ebf7071c63cf8acc7b720550fbaa4a80df40eecb36ab12c46f623a",
 }
+OF_WEIGHTS = "grocery"
+"""Its hash covers the bytes of the pretrained weights, so it is no text that stands here."""
 ABLATIONS = {
     "channel_rates_omniglot": ("methods/slr 0.1/s0/cd96a1f24b", "24ee4b77160f8396"),
     "finalists_omniglot": ("methods/trial 33/s1/34d27f9552", "8669542807239217"),
@@ -80,7 +82,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_recipe_that_comes_along_is_pinned() -> None:
-    assert {path.stem for path in RECIPES.glob("*.yaml")} == {*TRAININGS, *ABLATIONS, *SEARCHES}
+    assert {path.stem for path in RECIPES.glob("*.yaml")} == {*TRAININGS, OF_WEIGHTS, *ABLATIONS, *SEARCHES}
 
 
 @pytest.mark.parametrize("name", TRAININGS)
