@@ -19,8 +19,8 @@ ABLATIONS = [path for path in RECIPES if path not in SWEEPS and not path.name.st
 def test_every_recipe_that_comes_along_is_valid(path: Path) -> None:
     recipe = load_recipe(path)
     assert len(recipe.sweep.capacities) >= 10
-    assert min(recipe.sweep.capacities) == 0.05
-    assert len(recipe.train.capacities) == 4
+    assert min(recipe.sweep.capacities) <= 0.1
+    assert len(recipe.train.capacities) >= 2
 
 
 @pytest.mark.parametrize("path", ABLATIONS, ids=lambda p: p.stem)

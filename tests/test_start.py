@@ -126,6 +126,7 @@ def test_the_package_is_imported_without_what_its_names_need() -> None:
 TRAINING = """
 import sys
 from prunnet.config.recipe import load_recipe
+from prunnet.data.augment import Transforms
 from prunnet.data.transforms import Augmentation, Preprocessing
 from prunnet.networks.retrieval_net import RetrievalNet
 from prunnet.training.trainer import Trainer
@@ -135,7 +136,8 @@ sets = ["data.image_size=16", "model.options={channels: [8, 8, 16, 32]}", "train
 recipe = load_recipe(None, sets)
 made = Preprocessing.from_config(recipe.data)
 net = RetrievalNet.from_config(recipe.model, classes=4, in_chans=1, score_init=None, seed=0, image_size=16)
-Trainer(net, striped_images(made, 4, 4), recipe.train, preprocessing=made).run()
+chain = Transforms(({"rand_augment": {}}, {"random_erasing": {}}), 16)
+Trainer(net, striped_images(made, 4, 4), recipe.train, preprocessing=made, augmentation=chain).run()
 print([name for name in ("torch._dynamo", "sympy", "faiss", "matplotlib", "ray", "optuna",
     "pytorch_metric_learning") if name in sys.modules])
 
@@ -144,8 +146,8 @@ boxes = torch.tensor([[0, 0, 0, 4, 4.0]])
 print(tuple(torchvision.ops.roi_align(torch.rand(1, 1, 8, 8), boxes, 2).shape))
 print(torch.compile(lambda x: x + 1, backend="eager")(torch.zeros(1)).item(), "torch._dynamo" in sys.modules)
 from timm.models.naflexvit import NaFlexRopeIterator
-from prunnet.networks import timm_library
-print(timm_library.is_compile_supported("cpu"), timm_library.disable(lambda: 3)())
+from prunnet import lazy
+print(lazy.is_compile_supported("cpu"), lazy.disable(lambda: 3)())
 """
 
 

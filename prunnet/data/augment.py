@@ -21,6 +21,7 @@ from torch import Tensor
 from prunnet.config.augmentations import Stated, parameters
 from prunnet.config.recipe import DataConfig
 from prunnet.data.transforms import Augmentation
+from prunnet.lazy import imported
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,7 @@ class Transforms:
 
     @cached_property
     def _chain(self) -> Any:
-        # The networks have imported torchvision, without torch's compiler (`networks.timm_library`); v2 adds 20 ms.
-        from torchvision.transforms import v2
-
+        v2 = imported("torchvision.transforms.v2")  # 20 ms; torch's compiler would take 3 s
         steps = [parameters(each).transform(v2, self.image_size) for each in self.stated]
         return v2.Compose([*steps, v2.RandomCrop(self.image_size)])
 
