@@ -198,7 +198,8 @@ class Ablation:
         by: Literal["own", "dense"] = "own" if name == "independent" else "dense"
         every = table.select(["trial_id", "query_capacity", "gallery_capacity", "map"]).to_pylist()
         for value, trial in self._tuning_of(name, table).items():  # by id: a name may have had an earlier definition
-            if rows := [r for r in every if r["trial_id"] == trial.id and self._counts(r, by)]:
+            wanted = trial.id
+            if rows := [r for r in every if r["trial_id"] == wanted and self._counts(r, by)]:
                 seen[value] = sum(r["map"] for r in rows) / len(rows)
         return {key: max(seen, key=lambda value: seen[value])} if seen else {}
 

@@ -125,3 +125,17 @@ def test_what_was_used_is_recorded_and_used_again(tmp_path: Path) -> None:
     run_trial(Trial("t", recipe), tmp_path / "study")
     (row,) = results.read(tmp_path / "study" / "results").to_pylist()
     assert row["preprocessing_sha"] == dataset.preprocessing.sha()
+
+    swept = parse_recipe(
+        {
+            **recipe.model_dump(include={"data", "sweep", "cluster"}),
+            "model": {"checkpoint": str(tmp_path / "model.safetensors")},
+        }
+    )
+    assert data_seen(swept).mean == data_seen(swept).std == 0.5
+    assert note(swept) == f"data.mean=0.5 and data.std=0.5, as {tmp_path / 'model.safetensors'} was trained with"
+    (tmp_path / "torn.safetensors").write_bytes(b"torn")
+    torn = swept.model_copy(
+        update={"model": swept.model.model_copy(update={"checkpoint": str(tmp_path / "torn.safetensors")})}
+    )
+    assert data_seen(torn) is torn.data

@@ -7,16 +7,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prunnet.config.recipe import DataConfig, PixelValues, Recipe
+from prunnet.errors import CheckpointError
+from prunnet.redact import shown
 
 
 def data_seen(recipe: Recipe) -> DataConfig:
     """The recipe's data section as its network sees it: `data.mean` and `data.std`, where they are None and the weights
-    are pretrained (`model.pretrained`, `model.weights`), are those of the backbone in timm.
+    are pretrained (`model.pretrained`, `model.weights`), are those of the backbone in timm, and those of the file where a
+    trained network is swept (`model.checkpoint`) that was trained so.
 
     timm (and torch) is imported for such a recipe only. A backbone that timm does not know leaves the section as it is;
     whoever makes the network refuses it.
     """
     data = recipe.data
+    if recipe.model.checkpoint is not None:
+        return _as_the_file_says(data, recipe.model.checkpoint)
     if not recipe.takes_pixel_values:
         return data
     from prunnet.networks.timm_library import timm
@@ -31,6 +36,20 @@ def data_seen(recipe: Recipe) -> DataConfig:
             "std": as_said(std) if data.std is None else data.std,
         }
     )
+
+
+def _as_the_file_says(data: DataConfig, checkpoint: str) -> DataConfig:
+    """As it is for a file that cannot be read or says nothing of the kind: whoever opens it refuses it."""
+    if data.mean is not None and data.std is not None:
+        return data
+    from prunnet.storage.tensor_files import read_header
+
+    try:
+        header = read_header(checkpoint)
+        seen = with_values_of({"mean": data.mean, "std": data.std}, header["recipe"], header["preprocessing"])
+    except (CheckpointError, KeyError, TypeError, ValueError, AttributeError):
+        return data
+    return data if seen == {"mean": data.mean, "std": data.std} else data.model_copy(update=seen)
 
 
 def with_values_of(
@@ -70,6 +89,8 @@ def note(recipe: Recipe) -> str | None:
     said = " and ".join(
         f"data.{name}={_shown(getattr(seen, name))}" for name in ("mean", "std") if getattr(recipe.data, name) is None
     )
+    if recipe.model.checkpoint is not None:
+        return f"{said}, as {shown(recipe.model.checkpoint)} was trained with"
     return f"{said}, as the weights of {recipe.model.backbone} were trained with (timm)"
 
 
