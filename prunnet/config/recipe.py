@@ -343,11 +343,10 @@ class SweepConfig(Section):
     """Re-estimate BatchNorm statistics for every subnetwork."""
     calibration_images: Positive = 1024
     reconstruct: bool = False
-    """Refit the kept weights of a subnetwork, layer by layer, so that each layer puts out what the dense network's
-    does, where that brings its embeddings nearer to the dense network's (docs/METHODS.md, section 2, after
-    training). It needs `calibrate`."""
+    """Refit the kept weights of every subnetwork, layer by layer, so that each layer puts out what the dense network's
+    does (docs/METHODS.md, section 2, after training). It needs `calibrate`."""
     reconstruct_images: Positive = 512
-    """reconstruct only: of the calibration images, at most three quarters; all in memory at once."""
+    """reconstruct only: of the calibration images, all in memory at once."""
     ridge: Annotated[float, Field(gt=0)] = 0.5
     """reconstruct only: pull towards the trained weights."""
     masks: Literal["scores", "random"] = "scores"

@@ -13,8 +13,8 @@ from prunnet.redact import shown
 
 def data_seen(recipe: Recipe) -> DataConfig:
     """The recipe's data section as its network sees it: `data.mean` and `data.std`, where they are None and the weights
-    are pretrained (`model.pretrained`, `model.weights`), are those of the backbone in timm, and those of the file where a
-    trained network is swept (`model.checkpoint`) that was trained so.
+    are pretrained (`model.pretrained`, `model.weights`), are those of the backbone in timm; where a trained network is
+    swept (`model.checkpoint`) that was trained so, those of its file.
 
     timm (and torch) is imported for such a recipe only. A backbone that timm does not know leaves the section as it is;
     whoever makes the network refuses it.

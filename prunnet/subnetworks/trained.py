@@ -70,7 +70,7 @@ class Reconstruction:
     """How a subnetwork's layers are refitted to the dense network's outputs (`subnetworks.reconstruction`)."""
 
     images: int = 512
-    """Of the calibration images, evenly over them, at most three quarters; the others judge."""
+    """Of the calibration images, evenly over them."""
     ridge: float = 0.5
 
     @classmethod
@@ -95,17 +95,10 @@ class CalibrationImages:
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         return calibration_batches(self.pixels, self.preprocessing, batch_size)
 
-    def batch(self) -> Tensor:
-        """All of them, normalised."""
-        return self.preprocessing.normalise(torch.from_numpy(self.pixels))
-
-    def parted(self, count: int) -> tuple[CalibrationImages, CalibrationImages]:
-        """So many, evenly over all, but at most three quarters; and the others (all again, of a single image)."""
-        count = max(1, min(count, len(self.pixels) * 3 // 4))
-        chosen = np.zeros(len(self.pixels), dtype=bool)
-        chosen[np.linspace(0, len(self.pixels) - 1, count).astype(int)] = True
-        others = ~chosen if not chosen.all() else chosen
-        return replace(self, pixels=self.pixels[chosen]), replace(self, pixels=self.pixels[others])
+    def some(self, count: int) -> Tensor:
+        """At most so many, evenly over all: one normalised batch."""
+        places = np.linspace(0, len(self.pixels) - 1, min(count, len(self.pixels))).astype(int)
+        return self.preprocessing.normalise(torch.from_numpy(self.pixels[places]))
 
 
 @dataclass(frozen=True)
@@ -235,20 +228,16 @@ class TrainedNetwork:
         if cut.calibration is None:
             return made
         assert images is not None, "a cut that is calibrated needs images"
-        size = cut.calibration.batch_size
+        size, how = cut.calibration.batch_size, None if made.whole else cut.reconstruction
+        if how is not None:
+            self._refit(made, how, images, size)
         made.calibrate(images.batches(size))
-        if cut.reconstruction is None or made.whole:
-            return made
-        return self._nearer(made, self.masked(cut), cut.reconstruction, images, size)
+        if how is not None:
+            made.calibration = hashing.of_json(["reconstructed", asdict(how), made.calibration])
+        return made
 
-    def _nearer(
-        self, plain: Subnetwork, refitted: Subnetwork, how: Reconstruction, images: CalibrationImages, batch_size: int
-    ) -> Subnetwork:
-        """The same cut without and with refitted layers: that of the two whose embeddings of images that no layer was
-        refitted to are nearer to the dense network's. A capacity that was trained for long may need no refitting.
-
-        ConfigError for a method whose dense network is not what its subnetworks should match.
-        """
+    def _refit(self, made: Subnetwork, how: Reconstruction, images: CalibrationImages, batch_size: int) -> None:
+        """ConfigError for a method whose dense network is not what its subnetworks should match."""
         name = self.header.train.get("method", "prunnet")
         if isinstance(self.net, SwitchableNet) or (name in METHODS and METHODS[name].single):
             raise ConfigError(
@@ -256,13 +245,7 @@ class TrainedNetwork:
                 "parts of a dense network that was trained; valid: a method of masks in one network"
             )
         dense = self.masked(Cut(1.0)).calibrate(images.batches(batch_size))
-        seen, others = images.parted(how.images)
-        reconstruct(refitted, dense, seen.batch(), how.ridge)
-        refitted.calibrate(images.batches(batch_size))
-        refitted.calibration = hashing.of_json(["reconstructed", asdict(how), refitted.calibration])
-        wanted = _embedded(dense, others, batch_size)
-        likeness = [float((_embedded(cut, others, batch_size) * wanted).sum()) for cut in (plain, refitted)]
-        return plain if likeness[0] > likeness[1] else refitted
+        reconstruct(made, dense, images.some(how.images), how.ridge)
 
     def deployed(self) -> Subnetwork:
         """The dense network as it is in service: with the statistics that were saved with it, else its running ones."""
@@ -281,10 +264,6 @@ class TrainedNetwork:
     def arrays(self) -> dict[str, np.ndarray]:
         """All its tensors as numpy arrays, which an object store shares without copies."""
         return {name: tensor.numpy() for name, tensor in self.net.state_dict().items()}
-
-
-def _embedded(cut: Subnetwork, images: CalibrationImages, batch_size: int) -> Tensor:
-    return torch.cat([cut.embed(batch) for batch in images.batches(batch_size)])
 
 
 def as_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
