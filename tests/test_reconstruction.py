@@ -20,6 +20,7 @@ from prunnet.data.transforms import Preprocessing
 from prunnet.errors import ConfigError
 from prunnet.export.progressive import Nested
 from prunnet.networks.retrieval_net import RetrievalNet
+from prunnet.networks.switchable import SwitchableNet
 from prunnet.subnetworks import reconstruction, subnetwork
 from prunnet.subnetworks.reconstruction import reconstruct, solved
 from prunnet.subnetworks.subnet import Subnetwork
@@ -199,10 +200,16 @@ def test_a_sweep_refits_what_is_cut_and_says_so_in_the_calibration() -> None:
     assert torch.allclose(cuts[sweep][1].compact(32)(batch), near, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["independent", "regression"])
-def test_families_of_single_networks_have_no_dense_network_to_refit_to(method: str) -> None:
-    network = TrainedNetwork(made(), header(method))
-    given = CalibrationImages(stripes().pixels, PREPROCESSING)
+@pytest.mark.parametrize("method", ["independent", "regression", "switchable", "sfsc"])
+def test_subnetworks_that_are_no_parts_of_a_trained_dense_network_are_refused(method: str) -> None:
+    """When the recipe is read; where a trained network is swept, when it is cut."""
+    with pytest.raises(ConfigError, match=f"reconstruct=true makes no sense .*{method}"):
+        parse_recipe({"train": {"method": method}, "sweep": {"reconstruct": True}})
+    switchable = {"backbone": "resnet18", "classes": 4, "in_chans": 1, "switch": [0.5]}
+    widths = method in ("switchable", "sfsc")
+    network = TrainedNetwork(SwitchableNet(**switchable) if widths else made(), header(method))
+    given = CalibrationImages(stripes().pixels[:8], PREPROCESSING)
+    network.subnetwork(Cut(1.0, reconstruction=Reconstruction()), given)
     with pytest.raises(ConfigError, match=f"reconstruct=true makes no sense .*{method}"):
         network.subnetwork(Cut(0.5, reconstruction=Reconstruction()), given)
 

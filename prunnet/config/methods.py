@@ -175,6 +175,16 @@ def compatible() -> list[str]:
     return [name for name, method in METHODS.items() if method.compatibility_loss is not None]
 
 
+def check_reconstruction(name: str) -> None:
+    """ConfigError for a method whose subnetworks are not parts of a dense network that was trained; a method that is
+    not installed here passes."""
+    if name in METHODS and (METHODS[name].single or METHODS[name].network == "widths"):
+        raise ConfigError(
+            f"sweep.reconstruct=true makes no sense with train.method={name!r}: its subnetworks are not parts of a "
+            "dense network that was trained; valid: a method of masks in one network"
+        )
+
+
 def settle(train: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's `train` section with every variant that was left out (or null) filled in by its method.
 

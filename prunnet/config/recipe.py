@@ -30,7 +30,7 @@ from prunnet.config.choices import check_capacity
 from prunnet.config.colours import check_colour
 from prunnet.config.granularities import GRANULARITIES, check_allocation, check_density
 from prunnet.config.losses import Value, check_batches
-from prunnet.config.methods import METHODS, revisions, settle
+from prunnet.config.methods import METHODS, check_reconstruction, revisions, settle
 from prunnet.errors import ConfigError, echo, unknown
 from prunnet.redact import shown
 from prunnet.storage.hashing import METHOD_VERSION, calibrations_of, of_file, of_json, weights_sha_of, without_defaults
@@ -429,9 +429,11 @@ class Recipe(Section):
     _files: FilesSeen = PrivateAttr(default=FilesSeen(None, None, None, None, ()))
 
     @model_validator(mode="after")
-    def _densities_exist(self) -> Recipe:
-        if not self.model.checkpoint:  # its file records the granularity
+    def _sweep_fits_the_training(self) -> Recipe:
+        if not self.model.checkpoint:  # its file records the granularity and the method
             check_density(self.train.granularity, self.sweep.capacities)
+            if self.sweep.reconstruct:
+                check_reconstruction(self.train.method)
         return self
 
     def with_files_seen(self) -> Recipe:

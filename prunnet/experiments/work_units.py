@@ -85,15 +85,14 @@ def plan_units(
     }
 
     def unit(member: MemberId, cut: Cut, calibration: Any = calibration) -> FeaturesUnit:
-        header, layers, refit = networks[member].header, cut.layer_densities, cut.reconstruction
-        # Of the whole dense network nothing is refitted: its features are those of a sweep without.
-        changed = refit is not None and not (cut.capacity == 1.0 and cut.within_channel == 1.0 and layers is None)
+        header, layers = networks[member].header, cut.layer_densities
+        refit = None if cut.whole else cut.reconstruction
         key = features_key(
             capacity=cut.capacity,
             weights=header.weights_sha,
             allocation=header.allocation if layers is None else dict(layers),
             calibration=calibration,
-            **({"reconstruction": asdict(refit)} if refit is not None and changed else {}),
+            **({} if refit is None else {"reconstruction": asdict(refit)}),
             **shared,
         )
         return FeaturesUnit(key, member, cut)

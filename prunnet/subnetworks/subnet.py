@@ -61,11 +61,6 @@ class Subnetwork:
         return int(self.net.spec["embedding_dim"])
 
     @property
-    def whole(self) -> bool:
-        """Whether nothing is cut."""
-        return all(bool(mask.all()) for mask in self.masks.values())
-
-    @property
     def device(self) -> torch.device:
         """Where the network is."""
         return next(self.net.parameters()).device

@@ -20,14 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunnet.config.methods import METHODS
+from prunnet.config.methods import check_reconstruction
 from prunnet.config.recipe import SweepConfig
 from prunnet.data.base import ImageSet, Pixels
 from prunnet.data.transforms import Preprocessing
-from prunnet.errors import CheckpointError, ConfigError, ResultsError
+from prunnet.errors import CheckpointError, ResultsError
 from prunnet.networks.files import Statistics, load_calibrated
 from prunnet.networks.retrieval_net import RetrievalNet
-from prunnet.networks.switchable import SwitchableNet
 from prunnet.storage import hashing
 from prunnet.subnetworks.batchnorm import calibration_batches, calibration_indices
 from prunnet.subnetworks.reconstruction import reconstruct
@@ -116,6 +115,11 @@ class Cut:
     """None: the network's own statistics."""
     reconstruction: Reconstruction | None = None
     """None: the kept weights are as they were trained. It needs a calibration."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is the dense network, of which nothing is refitted."""
+        return self.capacity == 1.0 and self.within_channel == 1.0 and self.layer_densities is None
 
     @classmethod
     def of_sweep(cls, sweep: SweepConfig, capacity: float, layers: Mapping[str, float] | None = None) -> Cut:
@@ -228,7 +232,7 @@ class TrainedNetwork:
         if cut.calibration is None:
             return made
         assert images is not None, "a cut that is calibrated needs images"
-        size, how = cut.calibration.batch_size, None if made.whole else cut.reconstruction
+        size, how = cut.calibration.batch_size, None if cut.whole else cut.reconstruction
         if how is not None:
             self._refit(made, how, images, size)
         made.calibrate(images.batches(size))
@@ -237,13 +241,8 @@ class TrainedNetwork:
         return made
 
     def _refit(self, made: Subnetwork, how: Reconstruction, images: CalibrationImages, batch_size: int) -> None:
-        """ConfigError for a method whose dense network is not what its subnetworks should match."""
-        name = self.header.train.get("method", "prunnet")
-        if isinstance(self.net, SwitchableNet) or (name in METHODS and METHODS[name].single):
-            raise ConfigError(
-                f"sweep.reconstruct=true makes no sense for a network that {name!r} trained: its subnetworks are not "
-                "parts of a dense network that was trained; valid: a method of masks in one network"
-            )
+        """ConfigError as `check_reconstruction`."""
+        check_reconstruction(self.header.train.get("method", "prunnet"))
         dense = self.masked(Cut(1.0)).calibrate(images.batches(batch_size))
         reconstruct(made, dense, images.some(how.images), how.ridge)
 
