@@ -20,7 +20,8 @@ from prunnet.experiments.run import Failure, Missing
 from prunnet.experiments.stages import make_net
 from prunnet.training.trainer import steps_per_epoch
 
-NOT_FETCHED = {"pretrained": False, "weights": None}
+NOT_FETCHED = {"pretrained": False}
+"""Of `model`, in the driver: workers download."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,12 @@ class Driver:
     def train(self, recipe: Recipe, dataset: Dataset, path: Path) -> None:
         """One network on the cluster."""
         # What workers would refuse is said here, at once, before any is started.
-        make_net(recipe.model_copy(update={"model": recipe.model.model_copy(update=NOT_FETCHED)}), dataset)
+        net = make_net(recipe.model_copy(update={"model": recipe.model.model_copy(update=NOT_FETCHED)}), dataset)
         steps_per_epoch(len(dataset.train), recipe.train, recipe.cluster.workers)
         capacity = f" at capacity {recipe.train.alone:g}" if recipe.train.alone else ""
         classes = len(dataset.class_names)
+        if net.adapted is not None:
+            self.console.print(f"note: {net.adapted}", style="yellow")
         self.console.print(
             f"training {recipe.train.method}{capacity} on {len(dataset.train)} images of {classes} classes"
         )

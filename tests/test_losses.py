@@ -271,6 +271,7 @@ PAIRS = ["train.sampling=balanced", "train.loss=supcon"]
         (["train.loss_options={scale: 16}"], "train.loss='cross_entropy' has no options"),
         (["train.loss=triplet"], "set train.sampling=balanced"),
         ([*PAIRS, "train.batch_size=4"], "images of two classes at once"),
+        ([*PAIRS, "train.batch_size=30"], "train.batch_size=30 is no multiple of train.per_class=4"),
         ([*PAIRS, "train.batch_size=16", "train.accumulate=4"], "in train.accumulate=4 parts holds fewer"),
         (["train.method=sfsc", "train.loss=cosface"], "its evidential loss is its own"),
         (["train.method=sfsc_released", "train.loss=cosface"], "kept as it was released"),

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from rich.console import Console
 from safetensors.torch import save_file
 
-from prunnet.config.recipe import ModelConfig, load_recipe
+from cluster.experiment import Driver
+from prunnet import data
+from prunnet.config.recipe import ModelConfig, load_recipe, parse_recipe
 from prunnet.errors import ConfigError
 from prunnet.networks.retrieval_net import RetrievalNet, make_backbone
 from tests.conftest import LITE0, needs_lite0
@@ -129,19 +134,95 @@ def test_weights_that_do_not_fit_are_refused_by_name(weights: Path, tmp_path: Pa
     lacking = {name: tensor for name, tensor in whole.items() if name != "layer2.0.bn2.weight"}
     misshapen = {**whole, "layer1.0.conv1.weight": torch.zeros(8, 8, 5, 5)}
     other = timm.create_model("mobilenetv2_100").state_dict()
+    deeper = timm.create_model("resnet34", **OPTIONS).state_dict()
+    endless = {**whole, "bn1.bias": whole["bn1.bias"] / 0}
     for state, says in (
         (lacking, r"of 126 tensors that the backbone has: 1 missing \(layer2.0.bn2.weight\)$"),
         (misshapen, r"1 of another shape \(layer1.0.conv1.weight \[8, 8, 5, 5\] instead of \[8, 64, 3, 3\]\)"),
         ({**whole, "projector.0.weight": torch.zeros(2)}, r"1 foreign \(projector.0.weight\)"),
         ({f"encoder.{name}": tensor for name, tensor in whole.items()}, r"foreign \(encoder.bn1.bias, "),
         ({**whole, "bn1.bias": torch.zeros(8, dtype=torch.int8)}, r"1 not floating-point \(bn1.bias \(int8\)\)"),
-        (other, r"101 missing \(conv1.weight, layer1.0.conv1.weight, .*256 foreign \("),
+        (other, r"101 missing \(conv1.weight, layer1.0.conv1.weight, .*256 foreign \(.*named as .* 'mobilenetv2_100'$"),
+        (deeper, r"80 foreign \(layer1.2.bn1.bias, .*; its tensors are named as those of 'resnet34'$"),
+        (endless, r"1 with numbers that are not finite \(bn1.bias\)$"),
     ):
         path = saved(state, tmp_path / "w.safetensors")
         with pytest.raises(ConfigError, match=rf"does not fit 'resnet18': .*{says}") as caught:
             make_backbone("resnet18", options=OPTIONS, weights=path)
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 600
+
+
+def test_what_is_adapted_is_said_in_one_line_and_nothing_else(weights: Path, tmp_path: Path) -> None:
+    """Weights that were changed, and names and classifiers that were left out, passed without a word."""
+    whole = state_of(weights)
+    bare = without_classifier(whole)
+    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in bare.items()}
+    left = "its classifier (fc.bias, fc.weight) is left out"
+    for state, channels, says in (
+        (bare, 3, None),
+        (whole, 3, left),
+        ({**bare, "fc.weight": torch.zeros(7, 32), "fc.bias": torch.zeros(7)}, 3, left),
+        ({**whole, "fc.bias": whole["fc.bias"] / 0}, 3, left),
+        (half, 3, "float16 is made float32"),
+        ({f"module.{name}": tensor for name, tensor in bare.items()}, 3, "'module.' before its names is left out"),
+        (
+            {f"state_dict.module.{n}": t for n, t in bare.items()},
+            3,
+            "'state_dict.module.' before its names is left out",
+        ),
+        (
+            {f"model.{n}": t for n, t in half.items()},
+            3,
+            "'model.' before its names is left out; float16 is made float32",
+        ),
+        (bare, 1, "conv1.weight [64, 3, 7, 7] is made [64, 1, 7, 7]"),
+    ):
+        path = saved(state, tmp_path / "w.safetensors")
+        net = RetrievalNet("resnet18", 4, in_chans=channels, options=OPTIONS, weights=path)
+        assert net.adapted == (None if says is None else f"model.weights={path!r}: {says}")
+        assert all(parameter.dtype == torch.float32 for parameter in net.parameters())
+        assert "adapted" not in net.spec
+
+
+def test_a_pickle_is_refused_by_its_name_or_its_first_bytes_and_never_opened(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "renamed.safetensors")
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "old.safetensors", _use_new_zipfile_serialization=False)
+    for name in ("renamed.safetensors", "old.safetensors", "weights.pth", "weights.bin"):
+        with pytest.raises(ConfigError, match=r"pickles are not opened.*safetensors.torch.save_file\(") as caught:
+            make_backbone("resnet18", options=OPTIONS, weights=str(tmp_path / name))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="pickles are not opened"):  # when the recipe is read
+        load_recipe(None, ["model.weights=weights.pth"])
+
+
+@pytest.mark.parametrize(
+    ("prefix", "scale", "says"),
+    [("module.", 1.0, "note: model.weights=.*'module.' before its names is left out"), ("", torch.nan, "not finite")],
+)
+def test_the_driver_says_it_once_and_refuses_before_a_cluster_is_asked(
+    prefix: str, scale: float, says: str, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {f"{prefix}{n}": t * scale if t.is_floating_point() else t for n, t in state_of(weights).items()}
+    path = saved(state, tmp_path / "w.safetensors")
+    tree = {
+        "data": {"name": "glyphs", "classes": 4, "images_per_class": 4, "image_size": 16},
+        "model": {"weights": path, "options": OPTIONS, "embedding_dim": 8},
+        "train": {"batch_size": 8},
+    }
+    recipe = parse_recipe(tree)
+
+    def asked(*_: object) -> None:
+        raise RuntimeError("a cluster is asked")
+
+    monkeypatch.setattr("cluster.experiment.session", asked)
+    console = Console(record=True, width=1000)
+    with ExitStack() as cluster, pytest.raises((RuntimeError, ConfigError)) as caught:
+        Driver(tmp_path, console, cluster).train(recipe, data.load_for(recipe), tmp_path / "model.safetensors")
+    printed = console.export_text()
+    told = printed if prefix else str(caught.value)
+    assert len(re.findall(says, told)) == 1
+    assert isinstance(caught.value, RuntimeError if prefix else ConfigError)
 
 
 def test_weights_that_timm_fetches_must_fit_too(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

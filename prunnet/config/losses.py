@@ -228,7 +228,10 @@ def all_options(name: str, given: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def check_batches(name: str, sampling: str, batch_size: int, accumulate: int, per_class: int) -> None:
-    """ConfigError where a loss of pairs would meet batches without any."""
+    """ConfigError for balanced batches that `per_class` does not divide, and where a loss of pairs would meet batches
+    without any."""
+    if sampling == "balanced" and batch_size % per_class:
+        raise ConfigError(f"train.batch_size={batch_size} is no multiple of train.per_class={per_class}")
     if LOSSES[name].sees != "pairs":
         return
     if sampling != "balanced":

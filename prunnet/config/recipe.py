@@ -153,6 +153,22 @@ class DataConfig(Section):
         return self
 
 
+CONVERTED = (
+    "pickles are not opened, since they can run code; where you trust it, convert it by "
+    "safetensors.torch.save_file(torch.load(FILE, weights_only=True), NAME.safetensors), or with the state dict in it"
+)
+"""How a file of weights becomes one that is taken."""
+
+
+def check_weights_name(path: str | None) -> str | None:
+    """ConfigError for a path of weights that no .safetensors file has."""
+    if path is None or path.endswith(".safetensors"):
+        return path
+    pickled = path.endswith((".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar"))
+    how = f"; {CONVERTED}" if pickled else " that can be read"
+    raise ConfigError(f"model.weights={shown(path)!r} is not a .safetensors file{how}")
+
+
 class ModelConfig(Section):
     """The network: any timm backbone, neck and classifier."""
 
@@ -170,8 +186,9 @@ class ModelConfig(Section):
     """gem only: the exponent at the start."""
     pretrained: bool = False
     """Start from timm's weights for this backbone, which timm downloads."""
-    weights: str | None = None
-    """Start from a backbone's weights in a local .safetensors file, as timm names them; no network is needed."""
+    weights: Annotated[str | None, AfterValidator(check_weights_name)] = None
+    """Start from a backbone's weights in a local .safetensors file, as timm names them; no network is needed. Names
+    behind `module.`, `state_dict.` and the like, half precision and any classifier are adapted, and it is said."""
     checkpoint: str | None = None
     """A trained network (model.safetensors of a run): sweep it instead of training one."""
 

@@ -145,7 +145,7 @@ def train_here(
         return
     state = model_path.parent / f".{model_path.stem}-{recipe.training_hash()[:12]}"
     trainer = make_trainer(recipe, dataset, device)
-    for note in trainer.notes:
+    for note in (*trainer.notes, *([trainer.net.adapted] if trainer.net.adapted else [])):
         warnings.warn(note, DataWarning, stacklevel=2)
     # `state` itself held the only checkpoint once.
     folders = [folder for folder in (state, state / "0", state / "1") if (folder / "state.safetensors").exists()]

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from prunnet.config.granularities import GRANULARITIES
-from prunnet.config.recipe import ModelConfig
+from prunnet.config.recipe import CONVERTED, ModelConfig, check_weights_name
 from prunnet.errors import ConfigError, echo, one_line, unknown
 from prunnet.networks.pooling import make_pooling
 from prunnet.networks.pretrained import whole_weights
@@ -158,6 +158,11 @@ class RetrievalNet(PrunableNet):
                 "another granularity than channel"
             ) from None
 
+    @property
+    def adapted(self) -> str | None:
+        """What was changed or left out of `weights` so that they fit, in one line; None: nothing."""
+        return getattr(self.backbone, "adapted", None)
+
     def train(self, mode: bool = True) -> RetrievalNet:
         """As torch's, but what is `held` keeps its statistics."""
         super().train(mode)
@@ -266,16 +271,18 @@ def make_backbone(
         given["global_pool"] = ""
     asked = "" if pooling == "timm" else f" (the last is model.pooling={pooling!r}; valid: timm)"
     source: dict[str, Any] = {}
+    adapted: list[str] = []
     said = "model.pretrained"
     if weights is not None:
-        if not weights.endswith(".safetensors") or not place(weights).is_file():
+        check_weights_name(weights)
+        if not place(weights).is_file():
             raise ConfigError(f"model.weights={weights!r} is not a .safetensors file that can be read")
         source = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(local(weights)), "custom_load": False}}
         said = f"model.weights={weights!r} does not fit {name!r}"
     elif pretrained:
         source = {"pretrained": True}
     try:
-        with whole_weights(said) if source else nullcontext():
+        with whole_weights(said, adapted) if source else nullcontext():
             model = timm.create_model(name, num_classes=0, in_chans=in_chans, **given, **source)
     except ConfigError:
         raise
@@ -285,11 +292,20 @@ def make_backbone(
         if not source:
             raise ConfigError(f"backbone {name!r} with options {echo(given)}: {one_line(error)}") from None
         if weights is not None:
+            if _is_pickle(weights):
+                raise ConfigError(f"model.weights={weights!r} is a pickle by another name; {CONVERTED}") from None
             raise ConfigError(f"{said}: {one_line(error)[:300]}") from None
         raise ConfigError(
             f"model.pretrained: timm could not get weights for {name!r} ({one_line(error)[:200]}); on a machine "
             "without a network set model.weights to a local .safetensors file instead"
         ) from None
+    if weights is not None:
+        with safe_open(str(local(weights)), framework="pt") as file:
+            names = list(file.keys())
+        if names and all(name.startswith("module.") for name in names):  # timm drops it while it reads the file
+            adapted.insert(0, "'module.' before its names is left out")
+    if adapted:
+        model.adapted = f"model.weights={weights!r}: {'; '.join(adapted)}"
     if stem == "released":
         if not hasattr(model, "maxpool"):
             raise ConfigError(f"stem 'released' drops a max-pool, which backbone {name!r} does not have; valid: timm")
@@ -297,6 +313,13 @@ def make_backbone(
     elif stem != "timm":
         raise ConfigError(unknown("stem", stem, ("timm", "released")))
     return model
+
+
+def _is_pickle(path: str) -> bool:
+    """Whether a file begins as torch.save's do, a zip or a bare pickle; nothing of it is read into objects."""
+    with local(path).open("rb") as file:
+        start = file.read(4)
+    return start == b"PK\x03\x04" or start[:1] == b"\x80"
 
 
 def _features_of(backbone: nn.Module) -> int:
