@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import TypeAdapter
 
+from analysis.confirmation import Finalist, complete_values, number
 from analysis.pareto import Point, hypervolume
 from analysis.quantities import Quantity
 
@@ -92,7 +94,12 @@ class Findings:
     baseline: Mapping[str, float] | None
     """The base recipe's own objectives."""
     best: str
-    """The recipe that is best in the first objective, as YAML; empty without a complete trial."""
+    """The recipe that is best in the first objective, or that was confirmed to be, as YAML; empty without a complete
+    trial."""
+    confirmed: Sequence[Finalist] = ()
+    """Trials that were trained again with other seeds, the leader of the search first."""
+    ended: str = ""
+    """Why the search ended before its last trial; empty where it did not."""
 
     def to_json(self) -> str:
         """Text that `from_json` reads back."""
@@ -107,6 +114,8 @@ class Findings:
         told: list[Mapping[str, float]] = [r.values for r in found.records if r.state == "complete"]
         told += [] if found.baseline is None else [found.baseline]
         if not labels or not found.worst_cost > 0 or any(labels - values.keys() for values in told):
+            raise ValueError("objectives without values")
+        if not complete_values(found.confirmed, labels):
             raise ValueError("objectives without values")
         return found
 
@@ -129,6 +138,45 @@ def best_front(records: Sequence[Record], objectives: Sequence[Quantity]) -> lis
             kept.append(record)
     first = objectives[0]
     return sorted(kept, key=lambda r: (-1 if first.higher else 1) * r.values[first.label])
+
+
+def finalists(records: Sequence[Record], objectives: Sequence[Quantity], count: int) -> list[Record]:
+    """The trials to train again, the leader first: the best of a single objective, or those of the front that are best
+    in the first objective. Trials beyond a limit are none."""
+    if len(objectives) > 1:
+        return best_front(records, objectives)[:count]
+    (only,) = objectives
+    able = [record for record in records if record.counts]
+    return sorted(able, key=lambda r: ((-1 if only.higher else 1) * r.values[only.label], r.number))[:count]
+
+
+def stalled(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection], patience: int) -> int | None:
+    """The number of the trial with which a search has gone `patience` trials without an improvement; None: not yet.
+
+    Trials count in the order in which they ended, whether complete or stopped early; failed ones do not. A trial
+    improves the search where it is complete, within all limits, and no such trial before it is at least as good in
+    every objective: a better value of a single one, a new point of the front (more hypervolume) of several. Counting
+    begins with the first such trial. Later trials never undo the decision, so it is the same after a resume.
+
+    Optuna's Terminator (5.0) is deprecated, takes one objective, knows no limits and counts by trial number; Ray's
+    ExperimentPlateauStopper (2.60) counts reports of epochs and forgets them with its driver.
+    """
+    ended = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED) and t.datetime_complete]
+    signs = [1 if direction == StudyDirection.MAXIMIZE else -1 for direction in directions]
+    kept: list[list[float]] = []
+    since = 0
+    for trial in sorted(ended, key=lambda t: (t.datetime_complete, t.number)):
+        since += 1
+        if trial.state == TrialState.COMPLETE and all(v <= 0 for v in _limits(trial)):
+            worth = [sign * value for sign, value in zip(signs, trial.values, strict=True)]
+            if not any(all(a >= b for a, b in zip(other, worth, strict=True)) for other in kept):
+                kept.append(worth)
+                since = 0
+        if kept and since >= patience:
+            return trial.number
+        if not kept:
+            since = 0
+    return None
 
 
 def growth(records: Sequence[Record], objectives: Sequence[Quantity], worst_cost: float) -> list[tuple[int, float]]:
@@ -200,11 +248,7 @@ def table(records: Sequence[Record], objectives: Sequence[Quantity]) -> list[tup
 
 def numbers(values: Mapping[str, float], objectives: Sequence[Quantity]) -> list[str]:
     """Objectives as text, a dash where one is absent."""
-    return [_number(values.get(quantity.label)) for quantity in objectives]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4f}"
+    return [number(values.get(quantity.label)) for quantity in objectives]
 
 
 def _text(value: Any) -> str:
