@@ -13,7 +13,6 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import TypeAdapter
 
-from analysis.confirmation import Finalist, complete_values, number
 from analysis.pareto import Point, hypervolume
 from analysis.quantities import Quantity
 
@@ -94,10 +93,7 @@ class Findings:
     baseline: Mapping[str, float] | None
     """The base recipe's own objectives."""
     best: str
-    """The recipe that is best in the first objective, or that was confirmed to be, as YAML; empty without a complete
-    trial."""
-    confirmed: Sequence[Finalist] = ()
-    """Trials that were trained again with other seeds, the leader of the search first."""
+    """The recipe that is best in the first objective, as YAML; empty without a complete trial."""
     ended: str = ""
     """Why the search ended before its last trial; empty where it did not."""
 
@@ -114,8 +110,6 @@ class Findings:
         told: list[Mapping[str, float]] = [r.values for r in found.records if r.state == "complete"]
         told += [] if found.baseline is None else [found.baseline]
         if not labels or not found.worst_cost > 0 or any(labels - values.keys() for values in told):
-            raise ValueError("objectives without values")
-        if not complete_values(found.confirmed, labels):
             raise ValueError("objectives without values")
         return found
 
@@ -138,16 +132,6 @@ def best_front(records: Sequence[Record], objectives: Sequence[Quantity]) -> lis
             kept.append(record)
     first = objectives[0]
     return sorted(kept, key=lambda r: (-1 if first.higher else 1) * r.values[first.label])
-
-
-def finalists(records: Sequence[Record], objectives: Sequence[Quantity], count: int) -> list[Record]:
-    """The trials to train again, the leader first: the best of a single objective, or those of the front that are best
-    in the first objective. Trials beyond a limit are none."""
-    if len(objectives) > 1:
-        return best_front(records, objectives)[:count]
-    (only,) = objectives
-    able = [record for record in records if record.counts]
-    return sorted(able, key=lambda r: ((-1 if only.higher else 1) * r.values[only.label], r.number))[:count]
 
 
 def stalled(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection], patience: int) -> int | None:
@@ -248,7 +232,11 @@ def table(records: Sequence[Record], objectives: Sequence[Quantity]) -> list[tup
 
 def numbers(values: Mapping[str, float], objectives: Sequence[Quantity]) -> list[str]:
     """Objectives as text, a dash where one is absent."""
-    return [number(values.get(quantity.label)) for quantity in objectives]
+    return [_number(values.get(quantity.label)) for quantity in objectives]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4f}"
 
 
 def _text(value: Any) -> str:

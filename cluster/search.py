@@ -176,7 +176,7 @@ class Ledger(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> Any:
         """The next point; Tune asks once a trial. `Searcher.FINISHED` where no further trial is to start."""
         asked = 0
         while True:

@@ -236,15 +236,6 @@ class Constraint(_Part):
         return value - self.at_most if self.at_most is not None else (self.at_least or 0.0) - value
 
 
-class Confirm(_Part):
-    """Trials that are trained again with other seeds before `best.yaml` is written."""
-
-    finalists: Annotated[int, Field(ge=1)] = 3
-    """How many: the best of a single objective; of several, those of the front that are best in the first."""
-    seeds: Annotated[int, Field(ge=1)] = 2
-    """Trainings of each: with the next values of `train.seed`."""
-
-
 class SearchFile(_Part):
     """What the YAML file holds."""
 
@@ -264,8 +255,6 @@ class SearchFile(_Part):
     trials: Annotated[int, Field(ge=1)] = 40
     patience: Annotated[int, Field(ge=1)] | None = None
     """No trial starts once so many have ended without an improvement; None: all trials are run."""
-    confirm: Confirm | None = None
-    """None: the best trial of the search is chosen as it is."""
     concurrent: Annotated[int, Field(ge=1)] | None = None
     """Trials at once, at most; None: as many as the cluster has room for."""
     sampler: Sampler = Sampler()
@@ -283,12 +272,6 @@ class SearchFile(_Part):
         if not isinstance(given, dict):
             return given
         return {key: _dimension(value) for key, value in given.items()}
-
-    @model_validator(mode="after")
-    def _enough_trials(self) -> SearchFile:
-        if self.confirm is not None and self.confirm.finalists > self.trials:
-            raise ConfigError(f"confirm.finalists={self.confirm.finalists}; valid: 1 to {self.trials}, as many as trials")
-        return self
 
     @model_validator(mode="after")
     def _needs_baseline(self) -> SearchFile:
@@ -340,12 +323,6 @@ class Search:
     def recipe(self, changes: Mapping[str, Any]) -> Recipe:
         """The base with some dotted keys changed."""
         return absolute_paths(parse_recipe(self.tree(changes)))
-
-    def other_seeds(self, changes: Mapping[str, Any]) -> list[int]:
-        """The seeds with which a finalist is trained again: those after its own. `data.seed` stays, so that the split
-        is the same."""
-        own, count = self.recipe(changes).train.seed, self.file.confirm.seeds if self.file.confirm else 0
-        return [(own + place) % 2**63 for place in range(1, count + 1)]
 
     def parameters(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """A point of the space, given as changes, as Optuna's parameters."""
