@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import TypeAdapter
 
@@ -93,6 +94,8 @@ class Findings:
     """The base recipe's own objectives."""
     best: str
     """The recipe that is best in the first objective, as YAML; empty without a complete trial."""
+    ended: str = ""
+    """Why the search ended before its last trial; empty where it did not."""
 
     def to_json(self) -> str:
         """Text that `from_json` reads back."""
@@ -129,6 +132,35 @@ def best_front(records: Sequence[Record], objectives: Sequence[Quantity]) -> lis
             kept.append(record)
     first = objectives[0]
     return sorted(kept, key=lambda r: (-1 if first.higher else 1) * r.values[first.label])
+
+
+def stalled(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection], patience: int) -> int | None:
+    """The number of the trial with which a search has gone `patience` trials without an improvement; None: not yet.
+
+    Trials count in the order in which they ended, whether complete or stopped early; failed ones do not. A trial
+    improves the search where it is complete, within all limits, and no such trial before it is at least as good in
+    every objective: a better value of a single one, a new point of the front (more hypervolume) of several. Counting
+    begins with the first such trial. Later trials never undo the decision, so it is the same after a resume.
+
+    Optuna's Terminator (5.0) is deprecated, takes one objective, knows no limits and counts by trial number; Ray's
+    ExperimentPlateauStopper (2.60) counts reports of epochs and forgets them with its driver.
+    """
+    ended = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED) and t.datetime_complete]
+    signs = [1 if direction == StudyDirection.MAXIMIZE else -1 for direction in directions]
+    kept: list[list[float]] = []
+    since = 0
+    for trial in sorted(ended, key=lambda t: (t.datetime_complete, t.number)):
+        since += 1
+        if trial.state == TrialState.COMPLETE and all(v <= 0 for v in _limits(trial)):
+            worth = [sign * value for sign, value in zip(signs, trial.values, strict=True)]
+            if not any(all(a >= b for a, b in zip(other, worth, strict=True)) for other in kept):
+                kept.append(worth)
+                since = 0
+        if kept and since >= patience:
+            return trial.number
+        if not kept:
+            since = 0
+    return None
 
 
 def growth(records: Sequence[Record], objectives: Sequence[Quantity], worst_cost: float) -> list[tuple[int, float]]:

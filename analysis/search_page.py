@@ -24,6 +24,8 @@ def render(findings: Findings, *, command: str) -> str:
     """The page; `command` trains and tests the best recipe."""
     counts = {state: sum(r.state == state for r in findings.records) for state in ("complete", "stopped", "failed")}
     reference = "".join(f" The base recipe has {n} {v:.6g}." for n, v in (findings.baseline or {}).items())
+    ended = f" {findings.ended[0].upper()}{findings.ended[1:]}." if findings.ended else ""
+    states = ", ".join(f"{n} {state}" for state, n in counts.items())
     shown = [
         ("trials", "Trials and their front", "Hover for what a trial changed.", trials(findings)),
         ("growth", "How the front grew", "", grown(findings)),
@@ -32,7 +34,7 @@ def render(findings: Findings, *, command: str) -> str:
     return page.render(
         "search.html",
         title=f"Search {findings.name}",
-        lead=f"{len(findings.records)} trials, {', '.join(f'{n} {state}' for state, n in counts.items())}.{reference}",
+        lead=f"{len(findings.records)} trials, {states}.{ended}{reference}",
         figures=[page.Figure(name, heading, note, drawn) for name, heading, note, drawn in shown if drawn is not None],
         head=head(findings.objectives),
         table=table(findings.records, findings.objectives),

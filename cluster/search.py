@@ -146,6 +146,7 @@ class Ledger(Searcher):
         suggest: an Optuna trial -> the trial to run. PrunnetError, where its point is no recipe, fails that trial.
         on_end: called with every trial that ended.
         job: whose folder may hold the last error of a trial.
+        enough: asked before each new trial; where it says yes, none starts any more. Interrupted trials still go on.
     """
 
     def __init__(
@@ -155,9 +156,11 @@ class Ledger(Searcher):
         suggest: Callable[[optuna.Trial], Trial],
         on_end: Callable[[FrozenTrial], None],
         job: Job,
+        enough: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(metric=VALUE + objectives[0], mode="max")  # Tune needs a metric; it is not used here
         self.study, self._objectives, self._point, self._on_end, self._job = study, objectives, suggest, on_end, job
+        self._enough = enough
         self._running: dict[str, optuna.Trial] = {}
         self._orphans = [t._trial_id for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
 
@@ -173,12 +176,14 @@ class Ledger(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        """The next point; Tune asks once a trial."""
+    def suggest(self, trial_id: str) -> Any:
+        """The next point; Tune asks once a trial. `Searcher.FINISHED` where no further trial is to start."""
         asked = 0
         while True:
             asked += 1
             again = bool(self._orphans)
+            if not again and self._enough():
+                return Searcher.FINISHED
             trial = optuna.Trial(self.study, self._orphans.pop(0)) if again else self.study.ask()
             try:
                 ready = self._point(trial)

@@ -84,6 +84,9 @@ def explore_missing(asked: Search, run_folder: Run, study: optuna.Study, console
     left = max(0, file.trials - len(ended))
     orphans = len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
     console.print(f"study {study.study_name}: {len(ended)} of {file.trials} trials ended before")
+    if why := why_ended(asked, study):
+        console.print(why)
+        left = min(left, orphans)
     if orphans and left:
         console.print(f"{orphans} trial(s) were interrupted and go on from their last checkpoints")
     job = make_job(asked, run_folder, None)
@@ -103,6 +106,7 @@ def explore_missing(asked: Search, run_folder: Run, study: optuna.Study, console
                     partial(trial_at, asked),
                     partial(tell, asked, job, console),
                     job,
+                    enough=lambda: bool(why_ended(asked, study)),
                 ),
                 job,
                 hosts,
@@ -117,7 +121,19 @@ def explore_missing(asked: Search, run_folder: Run, study: optuna.Study, console
                     seen=[r for r in partial_rows(run_folder) if r["trial_id"] in before],
                 ),
             )
+            if why := why_ended(asked, study):
+                console.print(why)
     return baseline
+
+
+def why_ended(asked: Search, study: optuna.Study) -> str:
+    """Why no further trial starts, though some are left; empty where all are run."""
+    patience, trials = asked.file.patience, study.get_trials(deepcopy=False)
+    last = None if patience is None else found.stalled(trials, study.directions, patience)
+    # Trials that were running when it was decided may fill the search up; that is then no early end.
+    if last is None or sum(t.state.is_finished() for t in trials) >= asked.file.trials:
+        return ""
+    return f"ended early: nothing improved in {patience} trials up to trial {last}; raise `patience` to go on"
 
 
 def make_job(asked: Search, run_folder: Run, reference: float | None) -> Job:
@@ -184,6 +200,7 @@ def conclude(asked: Search, run_folder: Run, study: optuna.Study, baseline: list
         worst_cost=max([*costs, *(float(row["macs_dense"]) for row in baseline if row["macs_dense"])], default=1.0),
         baseline=baseline_values(asked, baseline),
         best=recipe_text(asked, chosen[0]) if chosen else "",
+        ended=why_ended(asked, study),
     )
     keep_findings(findings, folder)
     draw(folder, console)

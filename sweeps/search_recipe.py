@@ -253,6 +253,8 @@ class SearchFile(_Part):
     start: tuple[dict[str, Any], ...] = ()
     """Points of the space that are tried first."""
     trials: Annotated[int, Field(ge=1)] = 40
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """No trial starts once so many have ended without an improvement; None: all trials are run."""
     concurrent: Annotated[int, Field(ge=1)] | None = None
     """Trials at once, at most; None: as many as the cluster has room for."""
     sampler: Sampler = Sampler()

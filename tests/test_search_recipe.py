@@ -120,6 +120,7 @@ def test_start_points_are_tried_first_as_they_are_given() -> None:
         ({"start": [{"train.capacities": [0.85, 0.2]}]}, "is no set of"),
         ({"base": {"sweep": {"split": "test"}}}, "chosen on validation classes"),
         ({"trials": 0}, "trials"),
+        ({"patience": 0}, "patience.*greater than or equal to 1"),
         ({"sampler": {"name": "magic"}}, "'tpe', 'nsga2' or 'random'"),
         ({"spcae": {}}, "unknown key 'spcae'"),
     ],
@@ -140,6 +141,7 @@ def test_another_space_or_base_is_another_study_and_more_trials_are_not() -> Non
         search(base={"train": {"epochs": 3}}).study_name,
     }
     assert len(names) == 3
+    assert search(patience=5).study_name == search().study_name
     assert search(trials=99).study_name == search().study_name
     moved = [search(base={"data": {"name": "imagefolder", "root": f"/{d}/images"}}).study_name for d in "ab"]
     assert moved[0] == moved[1]

@@ -5,19 +5,21 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState
+from ray.tune.search import Searcher
 
 from analysis import search as found
 from cluster.search import FAILED, LIMIT, VALUE, Job, Ledger, scheduler
 from prunnet.config.trial import Trial
 from prunnet.errors import ConfigError
 from prunnet.storage.paths import place
-from sweeps.search import trial_at
+from sweeps.search import trial_at, why_ended
 from sweeps.search_recipe import Search, SearchFile
 from sweeps.study import JOURNAL, open_study
 from tests.postgres import postgres, programs
@@ -198,6 +200,53 @@ def test_a_storage_that_cannot_be_reached_is_said_without_its_password(url: str,
 def test_a_journal_needs_a_folder_of_this_machine() -> None:
     with pytest.raises(ConfigError, match="set `storage` to a database"):
         open_study(search(), place("memory://runs"))
+
+
+def finish(book: Ledger, name: str, worth: float, macs: float, **more: float) -> None:
+    assert book.suggest(name) != Searcher.FINISHED
+    book.on_trial_complete(name, complete(worth, macs, **more))
+
+
+def test_a_search_that_stalls_starts_no_trial_and_a_resumed_one_decides_the_same(
+    storage: str | None, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    asked = search(storage, name=request.node.name.replace("[", "-").replace("]", ""), patience=3)
+
+    def begin(asked: Search) -> tuple[Ledger, optuna.Study]:
+        study = open_study(asked, tmp_path)
+        names = [q.label for q in asked.file.objectives]
+        enough = lambda: bool(why_ended(asked, study))  # noqa: E731
+        return Ledger(study, names, partial(trial_at, asked), lambda trial: None, job(tmp_path), enough), study
+
+    book, _ = begin(asked)
+    finish(book, "a", 0.5, 100)
+    finish(book, "b", 0.4, 90)  # less accurate and cheaper: a new point of the front
+    finish(book, "c", 0.9, 10, **{LIMIT + "macs": 1.0})  # beyond a limit
+    book.suggest("d")
+    book.on_trial_complete("d", {FAILED: "it diverged"})  # says nothing
+    book.suggest("e")
+    book.on_trial_complete("e", {"epoch": 1, "score": 0.1})
+    assert book.suggest("running") != Searcher.FINISHED
+    finish(book, "f", 0.4, 90)  # no better than b
+    assert book.suggest("g") == Searcher.FINISHED
+    # The driver is killed. The interrupted trial goes on and improves the front; the search has ended all the same.
+    book, study = begin(asked)
+    assert "nothing improved in 3 trials up to trial 6" in why_ended(asked, study)
+    finish(book, "x", 0.9, 10)
+    assert book.suggest("y") == Searcher.FINISHED
+    # More patience goes on.
+    patient = Search(asked.file.model_copy(update={"patience": 4}))
+    book, study = begin(patient)
+    assert why_ended(patient, study) == ""
+    assert book.suggest("z") != Searcher.FINISHED
+
+
+def test_a_single_objective_stalls_when_its_best_value_does() -> None:
+    study = optuna.create_study(direction="minimize")
+    for value in (5.0, 3.0, 3.0, 4.0, 2.0):
+        study.add_trial(optuna.create_trial(value=value))
+    assert found.stalled(study.trials, study.directions, 2) == 3
+    assert found.stalled(study.trials, study.directions, 3) is None
 
 
 def rows(trial: str, *scores: float) -> list[dict[str, Any]]:
