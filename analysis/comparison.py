@@ -5,7 +5,7 @@ layer-wise cuts beside uniform ones.
     python -m analysis.comparison docs/evidence/found_omniglot.parquet docs/RESULTS.md found
 
 Only the text between the two marks of the page (`tables`, or the third argument, which gets the short form) is written;
-the rest of the page is written by hand.
+the rest of the page is written by hand. Re-ranked rows are left out.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from prunnet.results import (
     check_output,
     p_comp,
     p_up,
+    plain,
     read,
     read_packed,
     update_gain,
@@ -291,7 +292,7 @@ def write(
     check_output(path, "PATH")
     found_rows = (read if table.is_dir() else read_packed)(table)
     check_tests(found_rows, table)
-    rows = sorted(newest(found_rows.to_pylist()), key=_order)
+    rows = sorted(newest(plain(found_rows).to_pylist()), key=_order)
     begin, end = marks(mark)
     text = path.read_text(encoding="utf-8") if path.exists() else f"# Results\n\n{begin}\n{end}\n"
     before, found, rest = text.partition(begin)

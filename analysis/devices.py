@@ -2,7 +2,8 @@
 
     python -m analysis.devices docs/evidence/devices_omniglot.parquet docs/devices.png
 
-Cross-tests in the dense gallery of the same network, mean over seeds and, with several, bars of one standard deviation.
+Cross-tests in the dense gallery of the same network, those that were not re-ranked, mean over seeds and, with several,
+bars of one standard deviation.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from analysis import commands, plots
 from analysis.frame import deviation
-from prunnet.results import ConfigError, ResultsError, check_output, read, read_packed, write_bytes
+from prunnet.results import ConfigError, ResultsError, check_output, plain, read, read_packed, write_bytes
 from prunnet.results.table import check_tests
 
 Row = Mapping[str, Any]
@@ -91,7 +92,7 @@ def main(
     check_output(target, "TARGET")
     table = (read if source.is_dir() else read_packed)(source)
     check_tests(table, source)
-    rows = table.to_pylist()
+    rows = plain(table).to_pylist()
     write_bytes(target, plots.rendered(figure(rows), kind)[kind])
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.pareto import Point
-from prunnet.results.table import SCHEMA, check_tests, ranked_by, read, select
+from prunnet.results.table import SCHEMA, check_tests, plain, ranked_by, read, select
 
 Reals = npt.NDArray[np.float64]
 Places = npt.NDArray[np.int64]
@@ -23,7 +23,8 @@ Row = dict[str, Any]
 
 
 class Frame:
-    """Rows of one sweep.
+    """Rows of one sweep. All that it says is of the rows that were not re-ranked; those that were are in frames of
+    their own.
 
     Args:
         rows: a table with columns of the results table, or rows as dicts of them; what is left out is null.
@@ -33,7 +34,9 @@ class Frame:
         if not isinstance(rows, pa.Table):
             named = set().union(*rows)
             rows = pa.Table.from_pylist(list(rows), schema=pa.schema([f for f in SCHEMA if f.name in named]))
-        self.table = _encoded(rows)
+        self.whole = _encoded(rows)
+        """With the re-ranked rows."""
+        self.table = plain(self.whole)
         self._numbers: dict[str, Reals] = {}
 
     @classmethod
@@ -46,6 +49,22 @@ class Frame:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    @cached_property
+    def reranked(self) -> dict[str, Frame]:
+        """Re-ranking -> its rows. It is called as column `rerank` has it, without parameters where they are always the
+        same."""
+        if len(self.whole) == len(self.table):
+            return {}
+        column = self.whole["rerank"].cast(pa.string())
+        texts = sorted(text for text in pc.unique(column).to_pylist() if text is not None)
+        short = [text.partition("(")[0] for text in texts]
+        return {
+            name if short.count(name) == 1 else text: Frame(
+                self.whole.filter(pc.equal(column, text)).drop_columns(["rerank"])
+            )
+            for name, text in zip(short, texts, strict=True)
+        }
 
     @cached_property
     def rows(self) -> list[Row]:

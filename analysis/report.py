@@ -58,7 +58,7 @@ def render(
 def _lead(frame: Frame) -> str:
     first = frame.row(0)
     return (
-        f"{first['method']} on {first['backbone']}: {len(frame.capacities)} capacities, {len(frame)} tests of "
+        f"{first['method']} on {first['backbone']}: {len(frame.capacities)} capacities, {len(frame.whole)} tests of "
         f"{first['queries']} queries against {first['gallery_size']} images "
         f"({first['dataset']}, {first['split']} split, seed {first['seed']})."
     )

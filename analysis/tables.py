@@ -30,20 +30,32 @@ _LESS = ("trained", "weights kept", "self R@1", "old R@1", "cross R@1", "MMACs",
 
 def less_important(frame: Frame) -> tuple[str, ...]:
     """Titles of `head` that a narrow terminal may leave out, the least important first."""
-    return tuple(title.replace("mAP", frame.metric_name) for title in _LESS)
+    return tuple(
+        title.replace("mAP", frame.metric_name)
+        for title in (*_LESS[:5], *reversed(_reranked_titles(frame)), *_LESS[5:])
+    )
 
 
 def head(frame: Frame) -> tuple[str, ...]:
     """Titles of the capacity table's columns."""
     titles = _HEAD + _OLD_HEAD if frame.has_old_gallery else _HEAD
-    return tuple(title.replace("mAP", frame.metric_name) for title in titles)
+    return tuple(title.replace("mAP", frame.metric_name) for title in (*titles, *_reranked_titles(frame)))
+
+
+def _reranked_titles(frame: Frame) -> list[str]:
+    return [f"{kind} mAP, {name}" for name in frame.reranked for kind in _reranked_tests(frame)]
+
+
+def _reranked_tests(frame: Frame) -> tuple[str, ...]:
+    return ("self", "cross", "old") if frame.has_old_gallery else ("self", "cross")
 
 
 def capacity_table(frame: Frame, limit: int | None = None) -> list[tuple[str, ...]]:
     """One line a capacity under `head`, the `limit` largest (None: all); metrics in percent, absent ones as a dash."""
     capacities = frame.capacities[:limit]
-    chosen = (frame.tests(None), frame.tests(), frame.tests(source="old"))
-    own, cross, old = (_by_capacity(frame, places) for places in chosen)
+    by_test = _tests(frame)
+    own, cross, old = (by_test[name] for name in ("self", "cross", "old"))
+    reranked = [(other, _tests(other)) for other in frame.reranked.values()]
     _, first = np.unique(frame.numbers("query_capacity"), return_index=True)
     every = _by_capacity(frame, first)
     at = [own.get(c, cross.get(c, every[c])) for c in capacities]
@@ -61,9 +73,20 @@ def capacity_table(frame: Frame, limit: int | None = None) -> list[tuple[str, ..
                 f"{share:.1%}",
                 f"{cost:.2f}",
                 *(_percent(frame, test, name) for test in tests for name in (frame.metric, "recall_at_1")),
+                *(
+                    _percent(other, theirs[name].get(capacity), frame.metric)
+                    for other, theirs in reranked
+                    for name in _reranked_tests(frame)
+                ),
             )
         )
     return lines
+
+
+def _tests(frame: Frame) -> dict[str, dict[float, int]]:
+    """Name of a test -> query capacity -> place of its row."""
+    chosen = {"self": frame.tests(None), "cross": frame.tests(), "old": frame.tests(source="old")}
+    return {name: _by_capacity(frame, places) for name, places in chosen.items()}
 
 
 def _by_capacity(frame: Frame, places: np.ndarray) -> dict[float, int]:
@@ -104,11 +127,13 @@ def rows_csv(frame: Frame, *, raw: bool = False) -> str:
 
 
 def csv_parts(frame: Frame, *, raw: bool = False) -> Iterator[bytes]:
-    """All tests of the sweep as UTF-8, one a line, with each column of the results table that any of them has.
+    """All tests of the sweep, re-ranked ones too, as UTF-8, one a line, with each column of the results table that any
+    of them has.
 
     Texts that a spreadsheet would run are preceded by an apostrophe (`prunnet.results.plain_cell`) unless `raw`.
     """
-    table = frame.table.select([name for name in frame.table.schema.names if frame.table[name].null_count < len(frame)])
+    whole = frame.whole
+    table = whole.select([name for name in whole.schema.names if whole[name].null_count < len(whole)])
     if not raw:
         for at, field in enumerate(table.schema):
             if pa.types.is_dictionary(field.type):

@@ -13,6 +13,7 @@ from prunnet.config.methods import METHODS
 from prunnet.config.recipe import Recipe, Seed, absolute_paths, apply_override, changed, explain, parse_recipe
 from prunnet.config.trial import Trial
 from prunnet.errors import ConfigError, echo, unknown
+from prunnet.results import plain
 from prunnet.storage.yaml_reader import read_yaml
 
 if TYPE_CHECKING:
@@ -165,7 +166,8 @@ class Ablation:
         top = train.alone or 1.0
         capacities = {top, *(c for c in sweep.capacities if c <= top)}
         own = len(capacities) ** 2 if sweep.gallery == "matrix" else 2 * len(capacities) - 1
-        return own + (len(capacities) if trial.old else 0)
+        old = len(capacities) if trial.old else 0
+        return own + old + len(sweep.rerank) * (2 * len(capacities) - 1 + old)
 
     def _taught(self, change: Changes) -> bool:
         return METHODS[self._method(change)].teacher == "dense"
@@ -196,7 +198,7 @@ class Ablation:
             return {}
         key, seen = self.file.tuning.key, {}
         by: Literal["own", "dense"] = "own" if name == "independent" else "dense"
-        every = table.select(["trial_id", "query_capacity", "gallery_capacity", "map"]).to_pylist()
+        every = plain(table).select(["trial_id", "query_capacity", "gallery_capacity", "map"]).to_pylist()
         for value, trial in self._tuning_of(name, table).items():  # by id: a name may have had an earlier definition
             wanted = trial.id
             if rows := [r for r in every if r["trial_id"] == wanted and self._counts(r, by)]:

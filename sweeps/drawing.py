@@ -23,7 +23,7 @@ def draw(run: Run, console: Console, *, raw_csv: bool = False) -> None:
             tables.head(frame),
             tables.capacity_table(frame, tables.LINES),
             drop=tables.less_important(frame),
-            title=f"{manifest['name']}: {len(frame)} tests",
+            title=f"{manifest['name']}: {len(frame.whole)} tests",
         )
         if said := tables.shortened(frame):
             console.print(said)

@@ -60,10 +60,11 @@ def show(found: Comparison, sides: dict[str, Side], console: Console) -> None:
     """Prints the tests as a table, then negative flips and upgrade metrics."""
     head = ("test", "queries by", "gallery by", "mAP", "R@1", "R@5", "R@10")
     lines = []
-    for name, metrics in found.tests.items():
+    every = [("", found.tests), *((f", {name}", tests) for name, tests in found.reranked.items())]
+    for suffix, name, metrics in ((suffix, *test) for suffix, tests in every for test in tests.items()):
         by = ("query", "gallery") if name == "cross" else (name, name)
         values = (f"{100 * metrics[key]:.2f}" for key in ("map", "recall_at_1", "recall_at_5", "recall_at_10"))
-        test = "cross-test" if name == "cross" else "self-test"
+        test = ("cross-test" if name == "cross" else "self-test") + suffix
         lines.append((test, *(_named(sides[side]) for side in by), *values))
     print_table(console, head, lines, drop=("R@10", "R@5", "R@1"), names=head[1:3])
     console.print(

@@ -69,7 +69,8 @@ def determinants(recipe: Recipe, run: Run, dataset: Dataset) -> str:
         return ""
     header = _whole_header(run)
     parts: list[Any] = [METHOD_VERSION, recipe.name, hashing.of_json(header)]
-    parts += [recipe.sweep.model_dump(mode="json"), recipe.data.model_dump(mode="json")]
+    swept = hashing.without_defaults(recipe.sweep.model_dump(mode="json"), {"flip": False, "rerank": []})
+    parts += [swept, recipe.data.model_dump(mode="json")]
     parts += [dataset.split(recipe.sweep.split).fingerprint(), dataset.train.fingerprint()]
     parts += [dataset.split(recipe.sweep.split).queries.preprocessing.sha(), dataset.preprocessing.sha()]
     if recipe.train.old:

@@ -207,6 +207,8 @@ def pair(rows: list[Row], capacity: float, keep: Keep) -> tuple[Row | None, Row 
     """Cross-tests of the uniform subnetwork of a capacity and of a layer-wise one; None where one failed."""
     uniform = layerwise = None
     for row in rows:
+        if row.get("rerank") is not None:
+            continue
         if row["gallery_capacity"] == 1.0 and row["allocation"] == "layerwise":
             layerwise = row if json.loads(row["config_json"])["keep"] == keep else layerwise
         elif row["gallery_capacity"] == 1.0 and row["query_capacity"] == capacity:

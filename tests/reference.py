@@ -262,3 +262,62 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "circle": circle,
 }
 """By the names of `train.loss`; every registered loss beside cross-entropy needs one."""
+
+
+def alpha_qe(queries: np.ndarray, gallery: np.ndarray, own: bool, n: int, alpha: float) -> np.ndarray:
+    """Similarities of expanded queries, one after the other."""
+    found = []
+    for q, query in enumerate(queries.astype(np.float64)):
+        similarity = gallery.astype(np.float64) @ query
+        others = [g for g in range(len(gallery)) if not (own and g == q)]
+        nearest = sorted(others, key=lambda g: (-similarity[g], g))[:n]
+        expanded = query + sum(max(similarity[g], 0.0) ** alpha * gallery[g].astype(np.float64) for g in nearest)
+        found.append(gallery.astype(np.float64) @ expanded / np.linalg.norm(expanded))
+    return np.array(found)
+
+
+def k_reciprocal(queries: np.ndarray, gallery: np.ndarray, own: bool, k1: int, k2: int, share: float) -> np.ndarray:
+    """Distances, as the authors' code computes them, from whole matrices. In a leave-one-out test each query takes the
+    place of its own image, and the gallery is encoded anew for it."""
+    queries, gallery = queries.astype(np.float64), gallery.astype(np.float64)
+    if not own:
+        pool = np.concatenate([queries, gallery])
+        return _encoded(pool, range(len(queries)), k1, k2, share, None)[:, len(queries) :]
+    largest = (2 - 2 * gallery @ gallery.T).max(axis=1)
+    found = []
+    for q, query in enumerate(queries):
+        pool = gallery.copy()
+        pool[q] = query
+        scales = largest.copy()
+        scales[q] = (2 - 2 * np.delete(gallery, q, axis=0) @ query).max()
+        found.append(_encoded(pool, [q], k1, k2, share, scales)[0])
+    return np.array(found)
+
+
+def _encoded(
+    pool: np.ndarray, asked: Sequence[int], k1: int, k2: int, share: float, scales: np.ndarray | None
+) -> np.ndarray:
+    distances = 2 - 2 * pool @ pool.T
+    np.fill_diagonal(distances, 0.0)
+    distances /= (distances.max(axis=1) if scales is None else scales)[:, None]
+    n, half = len(pool), round(k1 / 2)
+    ranks = [sorted(range(n), key=lambda j, i=i: (j != i, distances[i, j], j)) for i in range(n)]
+
+    def mutual(i: int, k: int) -> set[int]:
+        return {j for j in ranks[i][: k + 1] if i in ranks[j][: k + 1]}
+
+    weights = np.zeros((n, n))
+    for i in range(n):
+        expanded = set(mutual(i, k1))
+        for j in mutual(i, k1):
+            theirs = mutual(j, half)
+            if 3 * len(theirs & mutual(i, k1)) > 2 * len(theirs):
+                expanded |= theirs
+        for j in expanded:
+            weights[i, j] = math.exp(-distances[i, j])
+        weights[i] /= weights[i].sum()
+    means = np.array([weights[ranks[i][:k2]].mean(axis=0) for i in range(n)])
+    jaccard = np.array(
+        [[1 - np.minimum(means[i], m).sum() / np.maximum(means[i], m).sum() for m in means] for i in asked]
+    )
+    return share * distances[list(asked)] + (1 - share) * jaccard

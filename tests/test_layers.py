@@ -17,7 +17,7 @@ import prunnet
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    ("prunnet.errors", "prunnet.redact", "prunnet.process", "prunnet.lazy"),
+    ("prunnet.errors", "prunnet.redact", "prunnet.process", "prunnet.lazy", "prunnet.machine_code"),
     ("prunnet.guard", "prunnet.registry"),
     ("prunnet.storage",),
     ("prunnet.retrieval",),

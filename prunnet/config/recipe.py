@@ -31,6 +31,7 @@ from prunnet.config.colours import check_colour
 from prunnet.config.granularities import GRANULARITIES, check_allocation, check_density
 from prunnet.config.losses import Value, check_batches
 from prunnet.config.methods import METHODS, check_reconstruction, revisions, settle
+from prunnet.config.rerankings import check_rerank
 from prunnet.errors import ConfigError, echo, unknown
 from prunnet.redact import shown
 from prunnet.storage.hashing import METHOD_VERSION, calibrations_of, of_file, of_json, weights_sha_of, without_defaults
@@ -353,6 +354,12 @@ class SweepConfig(Section):
     """Test on whole images, brought down to so many pixels along their longer side, instead of the centre crop."""
     scales: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0,)
     """Average the embeddings of each image at these sizes."""
+    flip: bool = False
+    """Average the embeddings of each image and its mirror image (left to right), at each of the `scales`."""
+    rerank: Annotated[tuple[Stated, ...], BeforeValidator(check_rerank)] = ()
+    """Re-rankings after the search, a list of names or {name: parameters}: see `prunnet.config.rerankings`,
+    docs/METHODS.md, section 6. Each adds rows to those of the self-tests and of the cross-tests in the dense (or old)
+    network's gallery; the rows without it stay as they are."""
     gallery: Literal["matrix", "dense"] = "matrix"
     """matrix: every capacity against every capacity; dense: self-tests and cross-tests against 1.0."""
     split: Literal["test", "validation"] = "test"

@@ -116,6 +116,30 @@ class SomeImages:
 
 
 @dataclass(frozen=True)
+class SeenAs:
+    """Another set under another preprocessing that makes the same pixels."""
+
+    images: ImageSet
+    preprocessing: Preprocessing
+
+    @property
+    def labels(self) -> IntArray:
+        return self.images.labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, indices: npt.NDArray[np.integer]) -> Pixels:
+        return self.images.read(indices)
+
+    def fingerprint(self) -> str:
+        return self.images.fingerprint()
+
+    def held(self) -> ImageSet:
+        return replace(self, images=self.images.held())
+
+
+@dataclass(frozen=True)
 class RetrievalTest:
     """Queries, a gallery, and the ground truth of each query.
 
@@ -159,7 +183,13 @@ class RetrievalTest:
     def truth(self) -> Truth:
         """What the metrics need."""
         hard = list(self.lists["hard"]) if self.lists is not None and "hard" in self.lists else None
-        return Truth(self.relevant(), self.junk(), hard, self.recalls)
+        return Truth(self.relevant(), self.junk(), hard, self.recalls, self.leave_one_out)
+
+    def seen_as(self, preprocessing: Preprocessing) -> RetrievalTest:
+        """The same test of other views of the same pixels."""
+        queries = SeenAs(self.queries, preprocessing)
+        gallery = queries if self.leave_one_out else SeenAs(self.gallery, preprocessing)
+        return replace(self, queries=queries, gallery=gallery)
 
     def held(self) -> RetrievalTest:
         """The same test with its images in memory, where they are few enough; DataError for one that is unreadable."""

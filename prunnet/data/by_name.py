@@ -131,9 +131,9 @@ def load(config: DataConfig) -> Dataset:
 
 def load_for(recipe: Recipe) -> Dataset:
     """A recipe's training set with the tests that its `sweep` section asks for: those of another data set
-    (`sweep.dataset`), under another protocol (`sweep.protocol`), of whole images (`sweep.long_side`), at several
-    scales; pixels as its network sees them (`pixel_values`). The images of the split that is asked for are in memory
-    where they are few enough, so an unreadable one is found here."""
+    (`sweep.dataset`), under another protocol (`sweep.protocol`), of whole images (`sweep.long_side`), in several views
+    (`sweep.scales`, `sweep.flip`); pixels as its network sees them (`pixel_values`). The images of the split that is
+    asked for are in memory where they are few enough, so an unreadable one is found here."""
     return _tested_as_asked(recipe).holding(recipe.sweep.split)
 
 
@@ -142,19 +142,20 @@ def _tested_as_asked(recipe: Recipe) -> Dataset:
     dataset = load(seen_by_network)
     if said := pixel_values.note(recipe):
         dataset = replace(dataset, notes=(*dataset.notes, said))
-    if sweep.dataset is None and sweep.protocol is None and sweep.long_side is None and sweep.scales == (1.0,):
+    seen = replace(dataset.preprocessing, long_side=sweep.long_side, scales=sweep.scales, flip=sweep.flip)
+    if sweep.dataset is None and sweep.protocol is None and seen == dataset.preprocessing:
         return dataset
     elsewhere: dict[str, str | None] = {} if sweep.dataset is None else {"name": sweep.dataset, "root": sweep.root}
     if sweep.protocol is not None:
         elsewhere["protocol"] = sweep.protocol
     config = seen_by_network.model_copy(update=elsewhere)
-    seen = replace(dataset.preprocessing, long_side=sweep.long_side, scales=sweep.scales)
     described = _described(config)
     if isinstance(described, Rendered):
-        if sweep.long_side or sweep.scales != (1.0,):
-            raise DataError(f"sweep.long_side and sweep.scales need images that are files, not {config.name}")
+        if sweep.long_side:
+            raise DataError(f"sweep.long_side needs images that are files, not {config.name}")
         other = described.load(config)
-        return replace(dataset, name=other.name, test=other.test, validation=other.validation)
+        validation = other.validation and other.validation.seen_as(seen)
+        return replace(dataset, name=other.name, test=other.test.seen_as(seen), validation=validation)
     found = read(config)
     tests = listing.tests(found, seen)
     notes = dataset.notes if sweep.dataset is None else (*dataset.notes, *found.notes)

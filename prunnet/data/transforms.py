@@ -45,6 +45,8 @@ class Preprocessing:
     """Embeddings are averaged over the image at these sizes."""
     background: Colour = WHITE
     """What transparent pixels show, before `invert`; the decoder applies it."""
+    flip: bool = False
+    """Embeddings are averaged over the image and its mirror image, too."""
 
     @classmethod
     def from_config(cls, data: DataConfig) -> Preprocessing:

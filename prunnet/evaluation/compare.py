@@ -16,10 +16,12 @@ import numpy as np
 
 from prunnet import data
 from prunnet.config.recipe import DataConfig, Recipe, parse_recipe
+from prunnet.config.rerankings import rerankings
 from prunnet.data.base import RetrievalTest
 from prunnet.data.pixel_values import as_said
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError, ConfigError
+from prunnet.evaluation.evaluator import reranked
 from prunnet.evaluation.stored_features import StoredFeatures
 from prunnet.networks.files import NETWORK
 from prunnet.results.upgrade_metrics import p_comp, p_up, update_gain
@@ -100,6 +102,8 @@ class Comparison:
     """update_gain, p_up, p_comp by mAP; None where they are undefined."""
     reason: str | None
     """Why they are undefined."""
+    reranked: dict[str, dict[str, dict[str, float | int]]] = field(default_factory=dict)
+    """Re-ranking of the recipe's `sweep.rerank`, as column `rerank` has it -> `tests` of it."""
     notes: list[str] = field(default_factory=list)
     """What a reader must know, such as preprocessing that differs."""
 
@@ -110,7 +114,8 @@ def compare(
     """Cross-test of query and gallery, self-tests of both, and upgrade metrics from gallery to query.
 
     Args:
-        recipe: its `data`, or its `sweep.dataset`, are tested on its `sweep.split`.
+        recipe: its `data`, or its `sweep.dataset`, are tested on its `sweep.split`, and re-ranked as its
+            `sweep.rerank` says; flips and upgrade metrics are of the plain rankings.
 
     Raises ConfigError where the embeddings differ in length.
     """
@@ -135,6 +140,10 @@ def compare(
         pairs["independent"] = ("independent", "independent")
     arrays = {name: (seen[q].features.queries, seen[g].features.gallery) for name, (q, g) in pairs.items()}
     tests = {name: truth.score(q, g) for name, (q, g) in arrays.items()}
+    changed: dict[str, dict[str, dict[str, float | int]]] = {}
+    for reranking in rerankings(recipe.sweep.rerank):
+        reranking.check_size(len(test.queries), len(test.gallery), test.leave_one_out)
+        changed[reranking.text] = {name: truth.score(q, g, reranked(reranking)) for name, (q, g) in arrays.items()}
     right = {name: right_at_one(truth.hits(q, g)) for name, (q, g) in arrays.items()}
     flips = {name: negative_flips(right["gallery"], right[name]) for name in ("cross", "query")}
     upgrade, reason = upgrade_of({name: float(metrics["map"]) for name, metrics in tests.items()})
@@ -146,7 +155,7 @@ def compare(
         )
     if written and gallery.network is not None and gallery.network.statistics is None:
         notes.append(f"{gallery.path!r} holds no calibrated statistics, as older files: its running ones are used")
-    return Comparison(tests, flips, upgrade, reason, notes)
+    return Comparison(tests, flips, upgrade, reason, changed, notes)
 
 
 def upgrade_of(maps: dict[str, float]) -> tuple[dict[str, float | None], str | None]:

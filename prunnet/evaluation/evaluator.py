@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from prunnet.config.rerankings import Reranking
 from prunnet.data.base import RetrievalTest
 from prunnet.data.transforms import Preprocessing
 from prunnet.errors import CheckpointError
@@ -26,7 +27,8 @@ from prunnet.networks.files import CALIBRATED, Statistics, network_sha
 from prunnet.networks.switchable import build
 from prunnet.results.columns import FinishedTest, computed
 from prunnet.results.table import SCHEMA, write_part
-from prunnet.retrieval.protocol import Truth
+from prunnet.retrieval.protocol import Reranked, Truth
+from prunnet.retrieval.reranking import RERANKINGS
 from prunnet.storage.hashing import canonical_json
 from prunnet.storage.paths import place
 from prunnet.subnetworks.embed import embed
@@ -64,6 +66,8 @@ class TestUnit:
     query: str
     galleries: tuple[str, ...]
     rows: tuple[dict[str, Any], ...]
+    rerankings: tuple[Reranking | None, ...]
+    """One a row; None: the row is of the plain search."""
 
 
 @dataclass(frozen=True)
@@ -144,10 +148,10 @@ class Evaluator:
         query = self._stored(unit.query)
         cost = query.identity["cost"]
         rows = []
-        for gallery_key, identity in zip(unit.galleries, unit.rows, strict=True):
+        for gallery_key, identity, reranking in zip(unit.galleries, unit.rows, unit.rerankings, strict=True):
             started = time.perf_counter()
             gallery = self._stored(gallery_key).gallery
-            measured = truth.score(query.queries, gallery)
+            measured = truth.score(query.queries, gallery, None if reranking is None else reranked(reranking))
             known = {name: None if value != value else value for name, value in measured.items()}
             further = {name: known.pop(name) for name in [*known] if name not in SCHEMA.names}
             row = {
@@ -165,7 +169,9 @@ class Evaluator:
                 **self.plan.measured.get(unit.query, {}),
                 "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             }
-            rows.append({**row, **computed(FinishedTest(row, query.queries, gallery, truth))})
+            # Packages compute from features, which say nothing of a ranking that was changed.
+            brought = {} if reranking else computed(FinishedTest(row, query.queries, gallery, truth))
+            rows.append({**row, **brought})
         write_part(self.plan.results, rows)
         return len(rows)
 
@@ -178,6 +184,11 @@ class Evaluator:
 
     def _load(self, key: str) -> StoredFeatures:
         return load_features(self._path(key), key)
+
+
+def reranked(reranking: Reranking) -> Reranked:
+    """What changes the rankings of a test."""
+    return functools.partial(RERANKINGS[reranking.name], **reranking.model_dump())
 
 
 def features_path(folder: str | Path, key: str) -> Path:

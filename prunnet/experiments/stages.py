@@ -96,10 +96,11 @@ def make_net(recipe: Recipe, dataset: Dataset) -> RetrievalNet:
         kind, more = SwitchableNet, {"switch": recipe.train.capacities}
     else:
         more = {"granularity": recipe.train.granularity, "channel_multiple": recipe.train.channel_multiple}
-    if recipe.sweep.long_side and "img_size" in sized_options(recipe.model, recipe.data.image_size):
+    sizes = {"long_side": recipe.sweep.long_side, "scales": [*recipe.sweep.scales]}
+    other = [f"sweep.{key}={size}" for key, size in sizes.items() if size not in (None, [1.0])]
+    if other and "img_size" in sized_options(recipe.model, recipe.data.image_size):
         raise ConfigError(
-            f"sweep.long_side={recipe.sweep.long_side}: {recipe.model.backbone} is made for images of one size; valid: "
-            "backbones of convolutions"
+            f"{other[0]}: {recipe.model.backbone} is made for images of one size; valid: backbones of convolutions"
         )
     net = kind.from_config(
         recipe.model,

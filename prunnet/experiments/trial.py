@@ -77,5 +77,5 @@ def _loaded(key: str) -> Dataset:
 
 def _dataset(recipe: Recipe) -> Dataset:
     """A process works through many trials on the same data."""
-    tested = recipe.sweep.model_dump(include={"dataset", "root", "protocol", "long_side", "scales"})
+    tested = recipe.sweep.model_dump(include={"dataset", "root", "protocol", "long_side", "scales", "flip"})
     return _loaded(Recipe(data=data_seen(recipe), sweep=SweepConfig(**tested)).model_dump_json())

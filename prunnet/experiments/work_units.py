@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunnet.config.recipe import Recipe
+from prunnet.config.rerankings import Reranking, rerankings
 from prunnet.data.base import Dataset
 from prunnet.data.pixel_values import data_seen
 from prunnet.data.transforms import Preprocessing
@@ -31,6 +32,7 @@ class Test:
     query: str
     gallery: str
     row: dict[str, Any]
+    reranking: Reranking | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,13 @@ class Units:
             if key not in finished and not {test.query, test.gallery} & lost:
                 wanted.setdefault(test.query, []).append(test)
         return [
-            TestUnit(self.features[query].capacity, query, tuple(t.gallery for t in tests), tuple(t.row for t in tests))
+            TestUnit(
+                self.features[query].capacity,
+                query,
+                tuple(t.gallery for t in tests),
+                tuple(t.row for t in tests),
+                tuple(t.reranking for t in tests),
+            )
             for query, tests in wanted.items()
         ]
 
@@ -71,9 +79,15 @@ def plan_units(
     `layerwise`: densities of all layers, each a further subnetwork of the dense network that searches its gallery.
 
     The dense network (the family's largest) always takes part: it is the gallery that cross-tests search. Where
-    the networks were trained to match an old one, every capacity searches its gallery, too.
+    the networks were trained to match an old one, every capacity searches its gallery, too. Self-tests and tests in
+    the dense or the old network's gallery are re-ranked, too, where the recipe asks for it.
+
+    Raises ConfigError where a re-ranking of a test of this size may need too much memory.
     """
     sweep, split = recipe.sweep, dataset.split(recipe.sweep.split)
+    asked = rerankings(sweep.rerank)
+    for reranking in asked:
+        reranking.check_size(len(split.queries), len(split.gallery), split.leave_one_out)
     networks, top = family.everyone(), MemberId(family.top)
     images, calibration = _calibration(recipe, dataset)
     shared = {
@@ -115,7 +129,7 @@ def plan_units(
     tests = {}
     for query, gallery in pairs:
         key, layers = row_key(query.key, gallery.key, protocol, trial), query.cut.layer_densities
-        row = {
+        row: dict[str, Any] = {
             **common,
             "unit_key": key,
             "query_capacity": query.capacity,
@@ -126,6 +140,10 @@ def plan_units(
             **({} if layers is None else layerwise_columns(common, dict(layers))),
         }
         tests[key] = Test(query.key, gallery.key, row)
+        for reranking in asked if gallery.stored or gallery.capacity in (query.capacity, family.top) else ():
+            key = row_key(query.key, gallery.key, protocol, trial, reranking.text)
+            changed = {**row, "unit_key": key, "rerank": reranking.text}
+            tests[key] = Test(query.key, gallery.key, changed, reranking)
     return Units({unit.key: unit for pair in pairs for unit in pair}, tests, images)
 
 

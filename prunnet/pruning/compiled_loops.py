@@ -6,15 +6,14 @@ work out to threads, and have the torch forms that other devices take.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import numba
 import numpy as np
 from numba.core import types
-from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
+
+from prunnet.machine_code import compiled
 
 _PIECE = 256
 """Weights that are worked on at once: ten rows of them fit the first-level cache."""
@@ -22,30 +21,7 @@ _SHARED = 16
 """Leading bits of a magnitude that `candidates` sorts into bins."""
 
 
-class _Kept(FunctionCache):
-    """Machine code on a disk, as long as there is room for it and it can be read."""
-
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        try:
-            return super().load_overload(sig, target_context)
-        except Exception:  # a torn file may raise anything; it is compiled and written anew
-            with suppress(OSError):
-                self.flush()
-            return None
-
-    def save_overload(self, sig: Any, data: Any) -> None:
-        with suppress(OSError):
-            super().save_overload(sig, data)
-
-
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Machine code, kept between processes where there is a folder to write it to."""
-    compiled: Any = numba.njit(nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"})
-    code = compiled(function)
-    # RuntimeError: neither the package's folder nor the user's can be written.
-    with suppress(RuntimeError):
-        code._cache = _Kept(function)  # as its enable_caching does
-    return code
+_compiled = compiled(reordered=True)
 
 
 def _point(typing: Any, address: Any, like: Any) -> Any:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from prunnet.results.table import features_key as features_key
     from prunnet.results.table import finished_keys as finished_keys
     from prunnet.results.table import pack as pack
+    from prunnet.results.table import plain as plain
     from prunnet.results.table import ranked_by as ranked_by
     from prunnet.results.table import read as read
     from prunnet.results.table import read_packed as read_packed
@@ -63,6 +64,7 @@ __getattr__, __dir__ = loaded_when_used(
             "features_key",
             "finished_keys",
             "pack",
+            "plain",
             "ranked_by",
             "read",
             "read_packed",

@@ -58,7 +58,7 @@ class Column:
     """Version 2 of the schema did not have it from the start: it is null in older parts."""
     compute: Callable[[FinishedTest], str | int | float | None] | None = None
     """Of a package's column: its value for a row, computed where the row is made. Null in rows of before the package
-    was installed, and in those that a search tests while a training runs."""
+    was installed, in those that a search tests while a training runs, and in re-ranked ones."""
 
     def __post_init__(self) -> None:
         if self.type not in (str, int, float) or self.kind not in get_args(Kind):
@@ -101,6 +101,13 @@ OWN = (
         str,
         "identity",
         "`on` where the sweep refitted kept layers to the dense network's outputs; null: not",
+        added=True,
+    ),
+    Column(
+        "rerank",
+        str,
+        "identity",
+        "re-ranking after the search, such as `alpha_qe(n=10,alpha=3)`; null: none",
         added=True,
     ),
     Column("runtime", str, "measured", "what ran the network: name and version"),

@@ -67,10 +67,20 @@ def features_key(**determinants: Any) -> str:
     return of_json({"unit": "features", "method_version": METHOD_VERSION, **determinants})
 
 
-def row_key(query: str, gallery: str, protocol: str, trial: str | None = None) -> str:
-    """Key of a test unit. Trials that share a network, such as a teacher, have separate rows."""
+def row_key(query: str, gallery: str, protocol: str, trial: str | None = None, rerank: str | None = None) -> str:
+    """Key of a test unit. Trials that share a network, such as a teacher, have separate rows.
+
+    Args:
+        rerank: the column; None: without re-ranking.
+    """
     parts = {"unit": "test", "method_version": METHOD_VERSION, "query": query, "gallery": gallery, "protocol": protocol}
-    return of_json(parts if trial is None else {**parts, "trial": trial})
+    further = {"trial": trial, "rerank": rerank}
+    return of_json({**parts, **{name: value for name, value in further.items() if value is not None}})
+
+
+def plain(table: pa.Table) -> pa.Table:
+    """The rows without those that were re-ranked, for whoever compares subnetworks and not rankings."""
+    return table if "rerank" not in table.schema.names else table.filter(pc.is_null(table["rerank"]))
 
 
 def write_part(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -290,6 +300,7 @@ def best_under(
     metric: str = "map",
     gallery_capacity: float | None = 1.0,
     device: str | None = None,
+    rerank: str | None = None,
 ) -> dict[str, Any]:
     """The row to ship: the best `metric` among tests within the budget.
 
@@ -299,6 +310,7 @@ def best_under(
         min_recall: lower limit on recall_at_1, in [0, 1].
         gallery_capacity: which gallery is searched; None: any.
         device: only rows that were measured there, such as `cpu`; None: any.
+        rerank: only rows that were re-ranked so, as column `rerank` has it; None: only those that were not.
 
     Raises:
         ConfigError: an unknown metric, or no row within the budget (the message says what the cheapest costs).
@@ -312,6 +324,10 @@ def best_under(
     limits = {"macs": macs, "bytes_on_disk": bytes_on_disk, "latency_ms_b1": latency_ms}
     rows = [r for r in table.to_pylist() if r["status"] == "complete" and _number(r[metric])]
     rows = [r for r in rows if r["gallery_source"] != "old"]
+    if rerank is not None and not any(r.get("rerank") == rerank for r in rows):
+        known_texts = sorted({r["rerank"] for r in rows if r.get("rerank")})
+        raise ConfigError(f"no row has rerank {echo(rerank)}; those in the table: {', '.join(known_texts) or 'none'}")
+    rows = [r for r in rows if r.get("rerank") == rerank]
     if device is not None:
         devices = sorted({str(r["device"]) for r in rows})
         rows = [r for r in rows if r["device"] == device]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +48,7 @@ def from_ranks(ranks: Ints, relevant: Indices, junk: Indices | None = None) -> H
         relevant: one index array a query. junk: likewise; what is in both is junk.
     """
     ranks = np.asarray(ranks)
-    _check_lists(ranks, relevant, junk)
+    _check_lists(ranks.shape, relevant, junk)
     relevant, junk = index_arrays(relevant), None if junk is None else index_arrays(junk)
     queries, positions, positives = [], [], np.zeros(len(ranks), dtype=np.int64)
     codes = np.zeros(_gallery_size(ranks, relevant, junk) + 1, dtype=np.int8)  # the last entry is -1's
@@ -92,12 +92,31 @@ def from_features(
         queries, gallery: [Q, d] and [G, d] float32, finite.
     """
     check_features(queries, gallery)
+    return from_blocks(
+        lambda some: queries[some] @ gallery.T, queries.shape, len(gallery), relevant, junk, budget_mib=budget_mib
+    )
+
+
+def from_blocks(
+    block: Callable[[slice], npt.NDArray[np.floating]],
+    queries: tuple[int, ...],
+    gallery: int,
+    relevant: Indices,
+    junk: Indices | None = None,
+    *,
+    budget_mib: float = BUDGET_MIB,
+) -> Hits:
+    """As `from_features`, of similarities that `block` gives for some queries at a time: [q, gallery], which may be
+    written to.
+
+    Args:
+        queries: shape of their features.
+    """
     _check_lists(queries, relevant, junk)
     parts = []
-    for chunk in _chunks(len(queries), len(gallery), budget_mib):
-        similarity = queries[chunk] @ gallery.T
-        parts.append(_chunk_hits(similarity, relevant[chunk], None if junk is None else junk[chunk]))
-    starts = [c.start for c in _chunks(len(queries), len(gallery), budget_mib)]
+    for chunk in _chunks(queries[0], gallery, budget_mib):
+        parts.append(_chunk_hits(block(chunk), relevant[chunk], None if junk is None else junk[chunk]))
+    starts = [c.start for c in _chunks(queries[0], gallery, budget_mib)]
     return Hits(
         _joined([part.query + start for part, start in zip(parts, starts, strict=True)]),
         _joined([part.position for part in parts]),
@@ -105,7 +124,7 @@ def from_features(
     )
 
 
-def _chunk_hits(similarity: Features, relevant: Indices, junk: Indices | None) -> Hits:
+def _chunk_hits(similarity: npt.NDArray[np.floating], relevant: Indices, junk: Indices | None) -> Hits:
     """Hits of one block of similarities [q, G]; junk is moved below everything else."""
     if junk is not None:
         row = np.repeat(np.arange(len(junk)), [len(j) for j in junk])
@@ -117,7 +136,7 @@ def _chunk_hits(similarity: Features, relevant: Indices, junk: Indices | None) -
     counted = wanted > -np.inf  # a positive that is junk too is junk
     row, column, wanted = row[counted], column[counted], wanted[counted]
     counts = np.bincount(row, minlength=len(relevant))
-    padded = np.full((len(relevant), max(1, counts.max(initial=0))), np.float32(np.inf))
+    padded = np.full((len(relevant), max(1, counts.max(initial=0))), np.inf, dtype=similarity.dtype)
     slot = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
     padded[row, slot] = wanted
     import torch  # whoever only plans or draws is spared it
@@ -154,9 +173,9 @@ def _gallery_size(ranks: Ints, relevant: Indices, junk: Indices | None) -> int:
     return max(largest, default=-1) + 1
 
 
-def _check_lists(queries: npt.NDArray[np.generic], relevant: Indices, junk: Indices | None) -> None:
-    if queries.ndim != 2:
-        raise ConfigError(f"ranks or queries have shape {queries.shape}; valid: two dimensions, one row a query")
+def _check_lists(shape: tuple[int, ...], relevant: Indices, junk: Indices | None) -> None:
+    if len(shape) != 2:
+        raise ConfigError(f"ranks or queries have shape {shape}; valid: two dimensions, one row a query")
     for name, lists in (("relevant", relevant), ("junk", junk)):
-        if lists is not None and len(lists) != len(queries):
-            raise ConfigError(f"{name} holds {len(lists)} index arrays for {len(queries)} queries; valid: one a query")
+        if lists is not None and len(lists) != shape[0]:
+            raise ConfigError(f"{name} holds {len(lists)} index arrays for {shape[0]} queries; valid: one a query")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from prunnet.retrieval.exact_search import Features
-from prunnet.retrieval.hits import Hits, Ints, from_features
+from prunnet.retrieval.hits import Hits, Ints, from_blocks, from_features
 from prunnet.retrieval.metrics import (
     average_precision_of,
     map_at_k_of,
@@ -19,6 +21,9 @@ from prunnet.retrieval.metrics import (
 )
 
 Scores = dict[str, float | int]
+Reranked = Callable[[Features, Features, bool], Callable[[slice], npt.NDArray[np.floating]]]
+"""(queries, gallery, whether the test is leave-one-out) -> similarities of some queries to the whole gallery, such as
+functions of `prunnet.retrieval.reranking` with their parameters."""
 
 
 @dataclass(frozen=True)
@@ -34,25 +39,34 @@ class Truth:
     hard: Sequence[Ints] | None = None
     recalls: tuple[int, ...] = (1, 5, 10)
     """Cut-offs k of Recall@k (CMC@k)."""
+    leave_one_out: bool = False
+    """Query q is gallery image q, which is among its junk."""
 
     def hits(self, queries: Features, gallery: Features) -> Hits:
         """Of query features [Q, d] in gallery features [G, d]; those of the Medium protocol where there are three."""
-        return self._hits(queries, gallery)["medium"]
+        return self._hits(queries, gallery, None)["medium"]
 
-    def _hits(self, queries: Features, gallery: Features) -> dict[str, Hits]:
+    def _hits(self, queries: Features, gallery: Features, reranked: Reranked | None) -> dict[str, Hits]:
+        hits = functools.partial(from_features, queries, gallery)
+        if reranked is not None:
+            block = reranked(queries, gallery, self.leave_one_out)
+            hits = functools.partial(from_blocks, block, queries.shape, len(gallery))
         if self.hard is None:
-            return {"medium": from_features(queries, gallery, self.relevant, self.junk)}
+            return {"medium": hits(self.relevant, self.junk)}
         junk = self.junk or [np.zeros(0, dtype=np.int64)] * len(self.relevant)
         easy, hard = self.relevant, self.hard
         parts = {"easy": (easy, both(junk, hard)), "medium": (both(easy, hard), junk), "hard": (hard, both(junk, easy))}
-        return {name: from_features(queries, gallery, *groups) for name, groups in parts.items()}
+        return {name: hits(*groups) for name, groups in parts.items()}
 
-    def score(self, queries: Features, gallery: Features) -> Scores:
+    def score(self, queries: Features, gallery: Features, reranked: Reranked | None = None) -> Scores:
         """The metrics of one test, by the names of the results table's columns; other cut-offs beside them.
+
+        Args:
+            reranked: changes the rankings; None: by inner product.
 
         Under Revisited protocols `map` is Medium's, by trapezoids as all of theirs, and so are the recalls.
         """
-        by_protocol = self._hits(queries, gallery)
+        by_protocol = self._hits(queries, gallery, reranked)
         scores = measured(by_protocol["medium"], len(gallery), self.recalls)
         if self.hard is not None:
             for name, hits in by_protocol.items():

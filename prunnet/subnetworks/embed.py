@@ -33,7 +33,8 @@ class Embedder(Protocol):
 def embed(subnetwork: Embedder, images: ImageSet, batch_size: int = 256, *, to: Path | None = None) -> Features:
     """Embeddings [n, d] of a test's images; written to a .npy file as they come, where `to` names one.
 
-    Images of different sizes (a preprocessing with `long_side`) pass one by one, at each of its `scales`.
+    Images of different sizes (a preprocessing with `long_side`) pass one by one. A preprocessing with `scales` or
+    `flip` asks for several views of each image, whose normalised embeddings are averaged, and the mean is normalised.
     """
     preprocessing, dim = images.preprocessing, subnetwork.embedding_dim
     shape = (len(images), dim)
@@ -48,7 +49,7 @@ def embed(subnetwork: Embedder, images: ImageSet, batch_size: int = 256, *, to: 
 
 
 def _embedded(subnetwork: Embedder, batch: Tensor, preprocessing: Preprocessing) -> Tensor:
-    if preprocessing.scales == (1.0,):
+    if preprocessing.scales == (1.0,) and not preprocessing.flip:
         return subnetwork.embed(batch)
     total = torch.zeros((), device=batch.device)
     for scale in preprocessing.scales:
@@ -56,6 +57,8 @@ def _embedded(subnetwork: Embedder, batch: Tensor, preprocessing: Preprocessing)
         if scale != 1.0:
             resized = F.interpolate(batch, scale_factor=scale, mode="bilinear", align_corners=False)
         total = total + subnetwork.embed(resized)
+        if preprocessing.flip:
+            total = total + subnetwork.embed(resized.flip(3))
     return F.normalize(total, dim=1)
 
 

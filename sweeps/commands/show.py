@@ -49,6 +49,9 @@ def best(
     min_recall: Annotated[float | None, typer.Option(help="Lower limit of recall_at_1, 0 to 1.")] = None,
     metric: Annotated[str, typer.Option(help="The metric to maximise.")] = "map",
     device: Annotated[str | None, typer.Option(help="Only rows measured on this device, such as cpu.")] = None,
+    rerank: Annotated[
+        str | None, typer.Option(help="Only rows re-ranked so, as column rerank has it; without: those that are not.")
+    ] = None,
     to: Annotated[Path | None, typer.Option("--export", help="Also export it: NAME.safetensors, .onnx, .pt2.")] = None,
 ) -> None:
     limits = {"--macs": macs, "--bytes": max_bytes, "--latency-ms": latency_ms}
@@ -69,6 +72,7 @@ def best(
         min_recall=min_recall,
         metric=metric,
         device=device,
+        rerank=rerank,
     )
     print_json({name: value for name, value in row.items() if value is not None})
     said = Console(stderr=True)  # standard output is the row's
