@@ -9,6 +9,7 @@ command again resumes: finished work is skipped. All files are written to runs/<
 
     model.safetensors   the trained network and its scores     results/     the results table, Parquet
     features/           embeddings of every capacity           pareto.png   report.html   recipe.yaml
+    sheet.json          what each capacity finds for a few queries   sheet.png   its contact sheet
     paper/              the front and the matrix as SVG, the table as Markdown and LaTeX, all rows as CSV
 
 Exit code: 0 finished; 1 some capacity failed, the rest is there; 2 the recipe, data or cluster cannot serve;
