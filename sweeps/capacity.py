@@ -41,6 +41,7 @@ from sweeps.drawing import draw
 from sweeps.finished import determinants, open_data
 from sweeps.printing import Console
 from sweeps.run import Run, git_commit, open_run
+from sweeps.sheet import keep_sheet
 
 
 def sweep(recipe: Recipe, *, fresh: bool = False, console: Console | None = None) -> int:
@@ -88,8 +89,10 @@ def measured(missing: Missing, cluster: ExitStack, say: Callable[[str], object])
 
 
 def conclude(recipe: Recipe, run: Run, dataset: Dataset, networks: Family, outcome: Outcome, console: Console) -> None:
-    """Records what the sweep consists of and what failed; prints the table, draws the front, writes the report."""
+    """Records what the sweep consists of and what failed; prints the table, draws the front and the contact
+    sheet, writes the report."""
     run.write_recipe(recipe)
+    keep_sheet(recipe, run, dataset.split(recipe.sweep.split), outcome.units)
     told = {
         "name": recipe.name,
         "unit_keys": list(outcome.units.tests),

@@ -30,7 +30,7 @@ def keep_sheet(recipe: Recipe, run: Run, test: RetrievalTest, units: Units) -> N
         remove(run.sheet)
         return
     features, gallery, dense = _cross_tests(units)
-    made_of = hashing.of_json([VERSION, features, dense, units_split(test), recipe.sweep.sheet, recipe.sweep.seed])
+    made_of = hashing.of_json([VERSION, features, dense, test.protocol_name, recipe.sweep.sheet, recipe.sweep.seed])
     try:
         kept = Sheet.load(run.sheet)
     except ResultsError:
@@ -38,11 +38,6 @@ def keep_sheet(recipe: Recipe, run: Run, test: RetrievalTest, units: Units) -> N
     if kept is None or kept.left_out or kept.made_of != made_of:
         made = _made(recipe, run, test, features, dense)
         made.model_copy(update={"made_of": made_of, "gallery": gallery}).save(run.sheet)
-
-
-def units_split(test: RetrievalTest) -> list[str]:
-    """What a sheet takes of a test beside its features."""
-    return [test.protocol_name, test.queries.preprocessing.sha()]
 
 
 def _cross_tests(units: Units) -> tuple[list[tuple[float, str]], float, str]:

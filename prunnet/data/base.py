@@ -142,7 +142,7 @@ class RetrievalTest:
         return self.protocol or ("leave_one_out" if self.leave_one_out else "query_gallery")
 
     def class_name(self, label: int) -> str:
-        """"" where it is not known."""
+        """ "" where it is not known."""
         return self.classes[label] if 0 <= label < len(self.classes) else ""
 
     def relevant(self) -> list[IntArray]:

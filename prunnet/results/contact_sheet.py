@@ -27,7 +27,7 @@ class Tile:
 
 
 def drawn(rows: Sequence[Sequence[Tile | None]], side: int, apart: Collection[int] = ()) -> Image.Image:
-    """A sheet of tiles whose pictures fit into `side` x `side` pixels; None leaves a place empty. The columns that stand
+    """A sheet of tiles whose pictures fit into `side` x `side` pixels; None leaves a place empty. Columns that stand
     `apart` have a wider gap on their left."""
     columns, step = max(map(len, rows)), side + GAP
     sheet = Image.new("RGB", (GAP + columns * step + GAP * len(apart), GAP + len(rows) * (step + LINE)), "white")

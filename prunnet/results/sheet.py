@@ -70,7 +70,9 @@ class Sheet(_Part):
         for asked in self.queries:
             if len(asked.found) != len(self.capacities):
                 raise ValueError("a query without an answer of some capacity")
-            if any(place >= len(self.images) for place in (asked.image, *(f.image for row in asked.found for f in row))):
+            if any(
+                place >= len(self.images) for place in (asked.image, *(f.image for row in asked.found for f in row))
+            ):
                 raise ValueError("an image that the file does not hold")
         return self
 
@@ -125,10 +127,10 @@ def as_png(sheet: Sheet) -> bytes:
 def _picture(text: str) -> Image.Image:
     """A thumbnail, letters of a few pixels enlarged."""
     try:
-        picture = Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=("JPEG",))
-        if max(picture.size) > SIDE:
+        opened = Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=("JPEG",))
+        if max(opened.size) > SIDE:
             raise ValueError("larger than a thumbnail")
-        picture = picture.convert("RGB")
+        picture = opened.convert("RGB")
     except (OSError, ValueError, binascii.Error, SyntaxError):
         raise ResultsError("the contact sheet holds an image that is none") from None
     scale = _SHOWN / max(picture.size)
