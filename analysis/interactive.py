@@ -189,6 +189,18 @@ def training(history: Sequence[Mapping[str, float]]) -> go.Figure | None:
     return figure
 
 
+def mean_conflicts(seen: Sequence[Mapping[str, float | None]]) -> go.Figure | None:
+    """How often the passes' gradients conflict, mean over layers, by epoch; an epoch without a number is a gap."""
+    known = [[value for value in entry.values() if value is not None and math.isfinite(value)] for entry in seen]
+    if not any(known):
+        return None
+    means = [_round(statistics.mean(values), 1.0) if values else None for values in known]
+    figure = go.Figure(go.Scatter(x=list(range(1, len(seen) + 1)), y=means, line={"color": COLOURS[0]}))
+    figure.update_layout(xaxis_title="epoch", yaxis_title="share of pairs, mean over layers")
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
 def conflicts(seen: Sequence[Mapping[str, float]]) -> go.Figure | None:
     """How often the passes' gradients conflict, by layer and epoch."""
     if not any(seen):

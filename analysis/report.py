@@ -10,6 +10,7 @@ import numpy as np
 from analysis import interactive, page, tables
 from analysis.frame import Frame
 from analysis.pareto import Point, hypervolume
+from prunnet.results.sheet import Sheet
 
 
 def render(
@@ -22,6 +23,7 @@ def render(
     kept: Mapping[str, Mapping[str, float]] | None = None,
     history: Sequence[Mapping[str, float]] = (),
     conflicts: Sequence[Mapping[str, float]] = (),
+    sheet: Sheet | None = None,
 ) -> str:
     """The report as one HTML page that needs no network and no other file.
 
@@ -29,6 +31,7 @@ def render(
         kept: capacity -> layer -> share of its weights that are kept.
         history: one entry an epoch, with the loss of each capacity.
         conflicts: one entry an epoch, layer -> share of conflicting pairs of gradients.
+        sheet: what each capacity finds for a few queries; None: the page does not speak of it.
     """
     front = interactive.front_columns(frame)
     return page.render(
@@ -46,6 +49,7 @@ def render(
         head=tables.head(frame),
         table=tables.capacity_table(frame, tables.LINES),
         shortened=tables.shortened(frame),
+        sheet=sheet,
         figures=_figures(frame, kept or {}, history, conflicts),
         front_data=page.as_json(front),
         front_script=page.script("report.js"),
@@ -95,7 +99,8 @@ def _figures(
         ("methods", "Methods", "Mean over seeds, bars one standard deviation.", interactive.methods(frame)),
         ("layers", "What is kept of each layer", "", interactive.kept_by_layer(kept)),
         ("training", "Training", "", interactive.training(history)),
-        ("conflicts", "Conflicts of gradients", note, interactive.conflicts(conflicts)),
+        ("conflicts-mean", "Conflicts of gradients by epoch", note, interactive.mean_conflicts(conflicts)),
+        ("conflicts", "Conflicts of gradients by layer", "", interactive.conflicts(conflicts)),
     ]
     return [
         page.Figure(name, heading, note, drawn, lines=layers if name == "conflicts" else 0)

@@ -9,6 +9,7 @@ command again resumes: finished work is skipped. All files are written to runs/<
 
     model.safetensors   the trained network and its scores     results/     the results table, Parquet
     features/           embeddings of every capacity           pareto.png   report.html   recipe.yaml
+    sheet.json          what each capacity finds for a few queries   sheet.png   its contact sheet
     paper/              the front and the matrix as SVG, the table as Markdown and LaTeX, all rows as CSV
 
 Exit code: 0 finished; 1 some capacity failed, the rest is there; 2 the recipe, data or cluster cannot serve;
@@ -40,6 +41,7 @@ from sweeps.drawing import draw
 from sweeps.finished import determinants, open_data
 from sweeps.printing import Console
 from sweeps.run import Run, git_commit, open_run
+from sweeps.sheet import keep_sheet
 
 
 def sweep(recipe: Recipe, *, fresh: bool = False, console: Console | None = None) -> int:
@@ -87,8 +89,10 @@ def measured(missing: Missing, cluster: ExitStack, say: Callable[[str], object])
 
 
 def conclude(recipe: Recipe, run: Run, dataset: Dataset, networks: Family, outcome: Outcome, console: Console) -> None:
-    """Records what the sweep consists of and what failed; prints the table, draws the front, writes the report."""
+    """Records what the sweep consists of and what failed; prints the table, draws the front and the contact
+    sheet, writes the report."""
     run.write_recipe(recipe)
+    keep_sheet(recipe, run, dataset.split(recipe.sweep.split), outcome.units)
     told = {
         "name": recipe.name,
         "unit_keys": list(outcome.units.tests),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from analysis import tables
 from analysis.frame import Frame
+from prunnet.errors import ResultsError
 from prunnet.redact import shown
+from prunnet.results.sheet import Sheet
 from prunnet.storage.seal import read_text
 from sweeps.printing import Console
 from sweeps.report_files import write_files
@@ -27,6 +29,9 @@ def draw(run: Run, console: Console, *, raw_csv: bool = False) -> None:
         )
         if said := tables.shortened(frame):
             console.print(said)
+        sheet = _sheet(run)
+        if sheet and sheet.left_out:
+            console.print(f"note: no contact sheet: {sheet.left_out}", style="yellow")
         write_files(
             run.folder,
             frame,
@@ -35,6 +40,7 @@ def draw(run: Run, console: Console, *, raw_csv: bool = False) -> None:
             recipe=shown(read_text(run.recipe)),
             raw_csv=raw_csv,
             failures=failures,
+            sheet=sheet,
             **{name: manifest[name] for name in ("kept", "history", "conflicts") if name in manifest},
         )
         for what, path in (("results", run.results), ("front", run.folder / "pareto.png")):
@@ -42,3 +48,11 @@ def draw(run: Run, console: Console, *, raw_csv: bool = False) -> None:
         console.print(f"{'report':<8}{run.folder / 'report.html'}")
     for line in failures:
         console.print(line, style="red")
+
+
+def _sheet(run: Run) -> Sheet | None:
+    """What the job kept; None where it was to keep none. A torn file is a sheet that says so."""
+    try:
+        return Sheet.load(run.sheet)
+    except ResultsError as error:
+        return Sheet(left_out=str(error))

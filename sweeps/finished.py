@@ -14,6 +14,7 @@ from prunnet.config.methods import METHODS
 from prunnet.data.base import Dataset, check_images
 from prunnet.errors import DataWarning, PrunnetError
 from prunnet.redact import shown
+from prunnet.results.sheet import Sheet
 from prunnet.storage import hashing, is_url, seal
 from prunnet.storage.hashing import METHOD_VERSION
 from sweeps.drawing import draw
@@ -44,6 +45,8 @@ def drawn_again(recipe: Recipe, run: Run, console: Console) -> bool:
         return False
     header = _whole_header(run)
     if header is None or header.get("training_hash") != recipe.with_files_seen().training_hash():
+        return False
+    if recipe.sweep.sheet and not _has_sheet(run):
         return False
     if not results.finished_keys(run.results) >= set(told["unit_keys"]):
         return False
@@ -81,6 +84,15 @@ def determinants(recipe: Recipe, run: Run, dataset: Dataset) -> str:
 def _single_file(recipe: Recipe) -> bool:
     """Whether a sweep is of one network that it trains, in a file of this machine."""
     return not (recipe.model.checkpoint or METHODS[recipe.train.method].single or is_url(str(recipe.cluster.storage)))
+
+
+def _has_sheet(run: Run) -> bool:
+    """Whether the run's contact sheet is there and whole; one that was left out is tried again."""
+    try:
+        sheet = Sheet.load(run.sheet)
+    except PrunnetError:
+        return False
+    return sheet is not None and not sheet.left_out
 
 
 def _whole_header(run: Run) -> dict[str, Any] | None:

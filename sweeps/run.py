@@ -57,6 +57,11 @@ class Run:
         return self.folder / "results"
 
     @property
+    def sheet(self) -> Path:
+        """What the contact sheet shows (`prunnet.results.sheet`)."""
+        return self.folder / "sheet.json"
+
+    @property
     def training(self) -> Path:
         """Ray Train's own files: checkpoints."""
         return self.folder / "training"

@@ -18,7 +18,7 @@ MARK = ".prunnet-run"
 LOCK = ".lock"
 MADE = (
     # capacity sweeps
-    "recipe.yaml", "manifest.json", "pareto.png", "report.html",
+    "recipe.yaml", "manifest.json", "pareto.png", "report.html", "sheet.json", "sheet.png",
     "model.safetensors", "model-*.safetensors",
     "paper/pareto.svg", "paper/matrix.*", "paper/capacities.*", "paper/rows.csv",
     "training/**", "features/**",

@@ -29,6 +29,7 @@ from prunnet.export.formats import export, identity, open_export
 from prunnet.export.progressive import Nested
 from prunnet.networks.files import load_network, load_training, save_network, save_training
 from prunnet.networks.headers import Identity
+from prunnet.results.sheet import Asked, Found, Sheet
 from prunnet.storage.seal import write_yaml
 from prunnet.storage.tensor_files import read_header
 from prunnet.subnetworks.subnet import Subnetwork, subnetwork
@@ -234,6 +235,12 @@ def write_begun(folder: Path) -> Path:
 # --- runs -------------------------------------------------------------------------------------------------------
 
 
+def write_sheet(folder: Path) -> Path:
+    asked = Asked(image=0, name="a", found=((Found(image=1, name="b", hit=False),),))
+    Sheet(capacities=(0.5,), queries=(asked,), images=("AAAA", "BBBB")).save(folder / "sheet.json")
+    return folder / "sheet.json"
+
+
 def write_manifest(folder: Path) -> Path:
     Run(folder).write_manifest(
         {"name": "r", "unit_keys": ["k1", "k2"], "failures": [[0.2, "ä"]], "kept": {"0.2": {"a": 0.5}}}
@@ -358,6 +365,7 @@ KINDS = (
         ("prunnet.data.packed:check",),
     ),
     Kind("manifest.json", write_manifest, lambda f: Run(f).manifest(), ("sweeps.run:write_manifest",)),
+    Kind("sheet.json", write_sheet, lambda f: Sheet.load(f / "sheet.json"), ("prunnet.results.sheet:save",)),
     Kind("recipe.yaml", write_recipe, lambda f: load_recipe(f / "recipe.yaml"), ("sweeps.run:write_recipe",), flips=40),
     Kind("best.yaml", write_best, lambda f: load_recipe(f / "best.yaml"), ("sweeps.search:conclude",)),
     Kind("search.json", write_search, kept_findings, ("sweeps.search:keep_findings",)),

@@ -141,7 +141,15 @@ def test_it_loads_without_errors_and_without_a_network(opened: Opened) -> None:
     drawn = opened.page.evaluate(
         "[...document.querySelectorAll('.figure')].map(f => [f.id, f.querySelectorAll('svg').length])"
     )
-    assert [name for name, _ in drawn] == ["front", "matrix", "methods", "layers", "training", "conflicts"]
+    assert [name for name, _ in drawn] == [
+        "front",
+        "matrix",
+        "methods",
+        "layers",
+        "training",
+        "conflicts-mean",
+        "conflicts",
+    ]
     assert all(count > 0 for _, count in drawn)
 
 

@@ -21,6 +21,7 @@ from tests.test_ablation import written
 
 SAMPLES = [
     *("recipe.yaml", "manifest.json", "model.safetensors", "model-0.4.safetensors", "pareto.png", "report.html"),
+    *("sheet.json", "sheet.png"),
     *("paper/rows.csv", "paper/matrix.svg", "training/train-ab12/checkpoint_1/state.safetensors"),
     *("features/ab12/queries.npy", "results/part-0a.parquet", "results/trial-s-1/part-0b.parquet"),
     *(

@@ -208,6 +208,10 @@ def test_a_sweep_of_which_something_is_missing_is_not_taken_for_finished(finishe
         run.model.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         assert not drawn_again(recipe, run, console)
         run.model.write_bytes(whole)
+        kept = run.sheet.read_bytes()
+        run.sheet.write_bytes(kept[:-9])
+        assert not drawn_again(recipe, run, console)
+        run.sheet.write_bytes(kept)
         image = next(Path(str(recipe.data.root)).rglob("*.png"))
         image.touch()
         with pytest.raises(DataError, match="other modification times"):

@@ -382,6 +382,8 @@ class SweepConfig(Section):
     """Also measure latency, size and peak memory of each capacity's compact network, on the machine of the driver,
     before the evaluation begins."""
     measure_threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    sheet: Annotated[int, Field(ge=0, le=50)] = 6
+    """Queries on the report's contact sheet of what each capacity finds; 0: no sheet."""
     batch_size: Positive = 256
     seed: Seed = 0
 

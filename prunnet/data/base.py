@@ -158,10 +158,16 @@ class RetrievalTest:
     recalls: tuple[int, ...] = (1, 5, 10)
     """Cut-offs of Recall@k that the benchmark reports."""
     protocol: str = ""
+    classes: Sequence[str] = ()
+    """Names by label, of queries and gallery alike; empty where they are not known."""
 
     @property
     def protocol_name(self) -> str:
         return self.protocol or ("leave_one_out" if self.leave_one_out else "query_gallery")
+
+    def class_name(self, label: int) -> str:
+        """ "" where it is not known."""
+        return self.classes[label] if 0 <= label < len(self.classes) else ""
 
     def relevant(self) -> list[IntArray]:
         """Gallery indices of what each query should find, one array a query; the easy ones of Revisited tests."""

@@ -182,7 +182,9 @@ def _test(listing: Listing, split: Split, preprocessing: Preprocessing) -> Retri
     if split.gallery is not None and split.queries.cameras is not None and split.gallery.cameras is not None:
         cameras = (split.queries.cameras, split.gallery.cameras)
     alone = split.gallery is None
-    return RetrievalTest(queries, gallery, alone, cameras, split.lists, split.recalls, split.protocol)
+    return RetrievalTest(
+        queries, gallery, alone, cameras, split.lists, split.recalls, split.protocol, classes=listing.classes
+    )
 
 
 def dataset(listing: Listing, config: DataConfig) -> Dataset:

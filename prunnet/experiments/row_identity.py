@@ -18,7 +18,7 @@ from prunnet.subnetworks.trained import TrainedNetwork
 _SWEEP = "dataset root long_side scales split calibrate calibration_images masks batch_size seed"
 _DATA_KEYS, _SWEEP_KEYS = FIRST_KEYS["data"] | {"background"}, frozenset(_SWEEP.split())
 """Keys that rows have said from the start; further ones only where they are not at their default."""
-_NOT_OF_ROWS = {"capacities", "gallery", "measure", "measure_threads", "rerank"}
+_NOT_OF_ROWS = {"capacities", "gallery", "measure", "measure_threads", "rerank", "sheet"}
 """Keys of the sweep that no single row depends on, or of which each says its own part in a column."""
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from prunnet.config.choices import EMBEDDINGS
 from prunnet.data.base import IntArray
@@ -24,9 +24,10 @@ from prunnet.data.sources.decode import decoded, suffixes
 from prunnet.data.sources.names import climbs
 from prunnet.data.sources.roots import Root, open_root
 from prunnet.data.transforms import Preprocessing
-from prunnet.errors import CheckpointError, ConfigError, DataError, DataWarning, printable
+from prunnet.errors import CheckpointError, ConfigError, DataError, DataWarning
 from prunnet.networks.headers import EmbeddingsHeader, Identity, check
 from prunnet.redact import shown
+from prunnet.results.contact_sheet import Tile, drawn
 from prunnet.results.spreadsheet import plain_cell
 from prunnet.retrieval.exact_search import Features, search
 from prunnet.storage.atomic import put_in_place
@@ -169,23 +170,17 @@ def contact_sheet(
     """
     shown = list(dict.fromkeys(answer.query for answer in answers))[:rows]
     columns = max(answer.rank for answer in answers)
-    gap, line = 6, 14
-    step = side + gap
-    sheet = Image.new("RGB", (gap + (columns + 1) * step + gap, gap + len(shown) * (step + line)), "white")
-    draw = ImageDraw.Draw(sheet)
     sources = {"query": open_root(queries.root, _WANTED), "gallery": open_root(gallery.root, _WANTED)}
-    for row, name in enumerate(shown):
-        top = gap + row * (step + line)
-        sheet.paste(_thumbnail(sources["query"], name, side), (gap, top))
-        draw.text((gap, top + side), printable(Path(name).name)[: side // 6], fill="black")
+    lines = []
+    for name in shown:
+        line: list[Tile | None] = [Tile(_image(sources["query"], name, side), Path(name).name), *[None] * columns]
         for answer in (a for a in answers if a.query == name):
-            left = gap + answer.rank * step + gap
-            sheet.paste(_thumbnail(sources["gallery"], answer.gallery, side), (left, top))
-            draw.text((left, top + side), f"{answer.similarity:.3f}", fill="black")
-    return sheet
+            line[answer.rank] = Tile(_image(sources["gallery"], answer.gallery, side), f"{answer.similarity:.3f}")
+        lines.append(line)
+    return drawn(lines, side, apart=[1])
 
 
-def _thumbnail(root: Root, name: str, side: int) -> Image.Image:
+def _image(root: Root, name: str, side: int) -> Image.Image:
     try:
         if climbs(name):  # names come from a file
             raise OSError("leads out of the folder")
@@ -193,6 +188,4 @@ def _thumbnail(root: Root, name: str, side: int) -> Image.Image:
     except (OSError, KeyError, UnicodeEncodeError):
         raise DataError(f"image {name!r} is no longer in {root.path!r}, so no sheet of it can be made") from None
     image.thumbnail((side, side))
-    framed = Image.new("RGB", (side, side), "lightgrey")
-    framed.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return framed
+    return image

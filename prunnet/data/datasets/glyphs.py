@@ -86,7 +86,7 @@ def rendered(name: str, config: DataConfig, renderer: Renderer) -> Dataset:
     for part in ("train", "validation", "test"):
         labels, names[part] = label_ids(arrays[f"{part}_names"].tolist())
         images[part] = MemoryImages(arrays[f"{part}_pixels"], labels, preprocessing)
-    validation, test = (_retrieval(images[part], config) for part in ("validation", "test"))
+    validation, test = (_retrieval(images[part], names[part], config) for part in ("validation", "test"))
     return Dataset(name, images["train"], names["train"], validation, test, preprocessing)
 
 
@@ -111,14 +111,14 @@ def _rendered(config: DataConfig, preprocessing: Preprocessing, renderer: Render
     return arrays
 
 
-def _retrieval(images: MemoryImages, config: DataConfig) -> RetrievalTest:
+def _retrieval(images: MemoryImages, names: tuple[str, ...], config: DataConfig) -> RetrievalTest:
     if config.protocol == "leave_one_out":
-        return RetrievalTest(images, images, leave_one_out=True)
+        return RetrievalTest(images, images, leave_one_out=True, classes=names)
     parts = [
         MemoryImages(images.pixels[part], images.labels[part], images.preprocessing)
         for part in split_queries(images.labels, config.queries_per_class, config.seed)
     ]
-    return RetrievalTest(parts[0], parts[1], leave_one_out=False)
+    return RetrievalTest(parts[0], parts[1], leave_one_out=False, classes=names)
 
 
 def glyphs(wanted: Iterable[str]) -> Iterator[Glyph]:
