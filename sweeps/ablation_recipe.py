@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from prunnet import results
 from prunnet.config.methods import METHODS
 from prunnet.config.recipe import Recipe, Seed, absolute_paths, apply_override, changed, explain, parse_recipe
 from prunnet.config.trial import Trial
 from prunnet.errors import ConfigError, echo, unknown
-from prunnet.results import plain
 from prunnet.storage.yaml_reader import read_yaml
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class Ablation:
             return {}
         key, seen = self.file.tuning.key, {}
         by: Literal["own", "dense"] = "own" if name == "independent" else "dense"
-        every = plain(table).select(["trial_id", "query_capacity", "gallery_capacity", "map"]).to_pylist()
+        every = results.plain(table).select(["trial_id", "query_capacity", "gallery_capacity", "map"]).to_pylist()
         for value, trial in self._tuning_of(name, table).items():  # by id: a name may have had an earlier definition
             wanted = trial.id
             if rows := [r for r in every if r["trial_id"] == wanted and self._counts(r, by)]:

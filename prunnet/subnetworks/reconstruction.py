@@ -1,11 +1,11 @@
-"""Layers of a subnetwork, refitted so that each puts out what the dense network's layer does.
+"""Refits a subnetwork layer by layer, so that each layer's output approximates the dense network's.
 
 A mask leaves each layer with fewer inputs than it was trained on, and what goes missing adds up from layer to layer:
 the subnetwork's embeddings drift away from those of the dense network, whose gallery they search. Here, from the first
 layer to the last, the weights that the mask keeps are solved anew by least squares, so that from the subnetwork's own
 input a layer's output comes as near to the dense network's as it can (reconstruction, as in channel pruning: He et al.
 2017, arXiv 1707.06168; Luo et al. 2017, arXiv 1707.06342). It takes training images without labels, as the
-re-estimation of BatchNorm does. Nothing is trained, and what is cut stays cut.
+re-estimation of BatchNorm does. There is no training by gradients, and masked weights stay 0.
 
 One pass of the images through each of the two networks does it: when a layer's turn comes in the subnetwork, all before
 it have their new weights, and BatchNorm normalises by the images' own statistics.
@@ -29,14 +29,14 @@ from prunnet.networks.timm_library import timm
 from prunnet.subnetworks.subnet import Subnetwork
 
 ROWS, LEAST, PER_INPUT = 16_384, 4_096, 64
-"""Places, of all images together, at which a layer's output is compared: so many for each input of an output, but at
-least and at most so many."""
+"""Rows of the regression, over all images: `PER_INPUT` per input of an output, at least `LEAST`, at most `ROWS`. A row
+is one position of a layer's output in one image."""
 _SMALL = 2**24
-"""Numbers of a batch of systems that are solved at once."""
+"""Up to so many matrix elements (groups * outputs * inputs^2), all rows are solved in one batch."""
 _FEW = 4
-"""Different sets of kept inputs in a layer, up to which each is solved once for all outputs that have it."""
+"""With at most so many distinct sets of kept inputs in a layer, each is solved directly, once for all its outputs."""
 _ITERATIONS, _ENOUGH = 100, 1e-6
-"""Of the conjugate gradients, at most, and the relative residual at which they end."""
+"""Conjugate gradients: most iterations, and the relative residual at which they stop."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _wanted(dense: Subnetwork, images: Tensor) -> dict[str, _Wanted]:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether a layer's output is its weight times its input, and nothing else."""
+    """Whether an output is the weight times the input, plus a bias. Exact types: a subclass may change its weight."""
     return type(module) in (nn.Linear, nn.Conv2d, timm.layers.Conv2dSame)
 
 
@@ -140,7 +140,7 @@ def _refit(module: Any, given: Tensor, wanted: _Wanted, mask: Tensor | None, rid
     variances = gram.diagonal(dim1=1, dim2=2)
     pull = (ridge * columns / rows * variances.mean(1)).clamp(min=torch.finfo(torch.float32).tiny)
     target = (y.transpose(1, 2) @ x).double() + pull[:, None, None] * old
-    variances.add_(pull[:, None])
+    variances.add_(pull[:, None])  # a view: the diagonal of `gram`
     found = solved(gram, target, kept, old)
     places = torch.meshgrid(*(each.nonzero()[:, 0] for each in (alive, made, read)), indexing="ij")
     module.weight.copy_(torch.zeros_like(weight).index_put_(places, found.to(weight)).reshape(module.weight.shape))
