@@ -1,9 +1,9 @@
 """Score + capacity -> mask: exactly k weights a layer, the lower index first among equals (docs/METHODS.md, section 2).
 
-All capacities of a layer come from one selection. On a CPU a mask is never stored: it is the pair
-(threshold, the few tied weights left out), and `LayerMasks.apply` is a single compare-and-copy over the
-weights. On other devices one stable sort ranks the weights, and a mask is `rank < k`; nothing waits for the
-device.
+All capacities of a layer come from one selection. On a CPU, for float32 and float64 scores, a mask is the pair
+(threshold, indices of the tied weights to drop), and `LayerMasks.apply` is a single compare-and-copy over the weights.
+On other devices, and where a threshold is close to 0, one stable sort ranks the weights, and a mask is `rank < k`;
+nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ALLOCATIONS = ("layer", "global")
 FLOOR = 0.01
 """Share of every layer that allocation `global` keeps in any case."""
 _MIN_THRESHOLD = 1e-30
-"""Below it the value under a threshold may be a denormal, which some CPUs flush to zero."""
+"""No smaller threshold is used: the number below it may be denormal, and some CPUs take denormals for 0."""
 
 
 def keep_count(total: int, capacity: float) -> int:
@@ -66,7 +66,7 @@ def laid_out_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 class LayerMasks:
-    """The masks of one layer at several capacities, made anew from its scores by `update`.
+    """The masks of one layer at several capacities; `update` selects them again from new scores.
 
     Args:
         scores: the layer's score tensor, any shape and dense memory format.
@@ -80,13 +80,13 @@ class LayerMasks:
         self.update(scores)
 
     def _set(self, counts: list[int]) -> None:
-        """How many weights each mask keeps, from the next selection on."""
+        """Sets how many weights each mask keeps; the next selection uses it."""
         self.counts = counts
         self._below: list[float] = [0.0] * len(counts)
         self._dropped: list[Tensor | None] = [None] * len(counts)
 
     def update(self, scores: Tensor) -> None:
-        """Selects anew after the scores have changed."""
+        """Selects again after the scores have changed."""
         update_all([self], [scores])
 
     def _select(self) -> None:
@@ -98,7 +98,7 @@ class LayerMasks:
             self._ranks.copy_(_ranks(logical).view(self._magnitude.shape))
 
     def _select_thresholds(self) -> bool:
-        """All capacities at once; False where a threshold is no use."""
+        """Finds the thresholds of all capacities; False if one is not above `_MIN_THRESHOLD`: ranks are then used."""
         flat = self._flat().numpy()
         integers = flat.view(np.int32 if flat.itemsize == 4 else np.int64)  # ordered as the numbers are
         values, slices, ranks = compiled_loops.candidates(integers, np.array(self.counts))
@@ -114,7 +114,8 @@ class LayerMasks:
         return True
 
     def _tied_out(self, threshold: np.floating, inside: int) -> Tensor:
-        """Memory indices of the tied weights that stay out: all but so many of the lowest logical indices."""
+        """Memory indices of the tied weights to drop: all but the `inside` ones of the lowest logical index,
+        which is the index in contiguous layout, whatever the memory format."""
         tied = np.flatnonzero(self._flat().numpy() == threshold)
         by_index = tied[np.argsort(self._logical_index(tied), kind="stable")]
         return torch.from_numpy(by_index[inside:])
@@ -152,7 +153,7 @@ class LayerMasks:
             out[local // size, local % size] = 0
 
     def threshold(self, index: int) -> float | None:
-        """The magnitude that kept scores lie above, and ties that are not kept; None where masks are ranks."""
+        """Kept scores have a magnitude above it, tied ones that `zero_ties` drops, too; None where masks are ranks."""
         return None if self._ranks is not None else self._below[index]
 
     def zero_ties(self, values: Tensor, index: int) -> None:
@@ -163,7 +164,7 @@ class LayerMasks:
 
     @property
     def magnitude(self) -> Tensor:
-        """Of the scores, when they were selected; [O, n] in memory order."""
+        """Magnitude of the scores at the last selection; [O, n] in memory order."""
         return in_memory_order(self._magnitude)
 
     def mask(self, index: int) -> Tensor:
@@ -172,9 +173,10 @@ class LayerMasks:
 
 
 class StoredMasks:
-    """Masks of one layer that are kept as they are, for granularities whose masks are no threshold on weights.
+    """Masks of one layer as boolean tensors, for granularities whose masks are no threshold on weights.
 
-    The same calls as `LayerMasks`, except that masks are given. `weight` gives shape and memory format.
+    `apply`, `apply_rows` and `mask` are as those of `LayerMasks`; the caller sets the masks by `set`. `weight` gives
+    shape and memory format.
     """
 
     def __init__(self, weight: Tensor) -> None:
