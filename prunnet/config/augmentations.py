@@ -6,12 +6,13 @@ To add one, add its class here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from prunnet.errors import ConfigError, echo, unknown
+from prunnet.config.named import made
+from prunnet.errors import ConfigError, echo
 
 
 def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
@@ -203,31 +204,10 @@ def check_augment(given: Any) -> tuple[Stated, ...] | None:
         return None
     if not isinstance(given, Sequence) or isinstance(given, str):
         raise ConfigError(f"augment={echo(given)} is no list; valid: [{{name: {{parameter: value}}}}, …]")
-    return tuple({made.name: made.model_dump(mode="json", exclude_defaults=True)} for made in map(_made, given))
+    every = [made(item, AUGMENTATIONS, "augmentation") for item in given]
+    return tuple({each.name: each.model_dump(mode="json", exclude_defaults=True)} for each in every)
 
 
 def parameters(stated: Stated) -> AugmentationParameters:
     """One entry of what `check_augment` gave."""
-    return _made(stated)
-
-
-def _made(item: Any) -> AugmentationParameters:
-    """ConfigError, with the nearest valid name, for an entry that is not valid."""
-    entry = {item: {}} if isinstance(item, str) else item
-    if not isinstance(entry, Mapping) or len(entry) != 1:
-        raise ConfigError(f"{echo(item)} is no augmentation; valid: a name, or {{name: {{parameter: value}}}}")
-    ((name, given),) = entry.items()
-    if name not in AUGMENTATIONS:
-        raise ConfigError(unknown("augmentation", str(name), AUGMENTATIONS))
-    kind, given = AUGMENTATIONS[name], {} if given is None else given
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"{name}: {echo(given)}; valid: parameters {', '.join(kind.model_fields) or '(none)'}")
-    if odd := [key for key in given if key not in kind.model_fields]:
-        raise ConfigError(unknown(f"parameter of {name}", str(odd[0]), kind.model_fields))
-    try:
-        return kind.model_validate(dict(given))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in (name, *first["loc"]))
-        message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{where}: {message} (given: {echo(first['input'])})") from None
+    return made(stated, AUGMENTATIONS, "augmentation")

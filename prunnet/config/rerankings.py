@@ -6,12 +6,13 @@ To add one, add its class here and its function there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from prunnet.errors import ConfigError, echo, unknown
+from prunnet.config.named import made
+from prunnet.errors import ConfigError, echo
 
 MEMORY = 4 * 2**30
 """Bytes that a re-ranking may need for its own lists, at most; `Reranking.memory` says how many it may need."""
@@ -22,11 +23,6 @@ class Reranking(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     name: ClassVar[str]
-
-    @classmethod
-    def parameters(cls) -> list[str]:
-        """The parameters' names in a recipe."""
-        return [found.alias or key for key, found in cls.model_fields.items()]
 
     @property
     def stated(self) -> dict[str, float]:
@@ -102,36 +98,13 @@ def check_rerank(given: Any) -> tuple[Stated, ...]:
     """A recipe's list of {name: parameters}, or of bare names, as it is kept; ConfigError for anything else."""
     if not isinstance(given, Sequence) or isinstance(given, str):
         raise ConfigError(f"rerank={echo(given)} is no list; valid: a list of {_ENTRIES}, of {', '.join(RERANKINGS)}")
-    made = [_made(item) for item in given]
-    for place, each in enumerate(made):
-        if each in made[:place]:
+    every = [made(item, RERANKINGS, "re-ranking") for item in given]
+    for place, each in enumerate(every):
+        if each in every[:place]:
             raise ConfigError(f"rerank names {each.text} twice; valid: once")
-    return tuple({each.name: each.model_dump(mode="json", by_alias=True, exclude_defaults=True)} for each in made)
+    return tuple({each.name: each.model_dump(mode="json", by_alias=True, exclude_defaults=True)} for each in every)
 
 
 def rerankings(stated: Sequence[Stated]) -> list[Reranking]:
     """The entries of what `check_rerank` gave."""
-    return [_made(each) for each in stated]
-
-
-def _made(item: Any) -> Reranking:
-    """ConfigError, with the nearest valid name, for an entry that is not valid."""
-    entry = {item: {}} if isinstance(item, str) else item
-    if not isinstance(entry, Mapping) or len(entry) != 1:
-        raise ConfigError(f"{echo(item)} is no re-ranking; valid: {_ENTRIES}, of {', '.join(RERANKINGS)}")
-    ((name, given),) = entry.items()
-    if name not in RERANKINGS:
-        raise ConfigError(unknown("re-ranking", str(name), RERANKINGS))
-    kind, given = RERANKINGS[name], {} if given is None else given
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"{name}: {echo(given)}; valid: parameters {', '.join(kind.parameters())}")
-    if odd := [key for key in given if key not in kind.parameters()]:
-        raise ConfigError(unknown(f"parameter of {name}", str(odd[0]), kind.parameters()))
-    try:
-        return kind.model_validate(dict(given))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in (name, *first["loc"]))
-        message = first["msg"].removeprefix("Value error, ")
-        shown = "" if isinstance(first["input"], Mapping) else f" (given: {echo(first['input'])})"
-        raise ConfigError(f"{where}: {message}{shown}") from None
+    return [made(each, RERANKINGS, "re-ranking") for each in stated]
